@@ -1,0 +1,3 @@
+"""Synergos Manager: the job queue of a federated-learning grid."""
+
+__version__ = "0.2.0"
