@@ -26,6 +26,7 @@ __all__ = [
     "decode",
     "dump",
     "encode",
+    "new_id",
 ]
 
 #: Version of what travels beside the body. A reader refuses what is newer than itself.
@@ -63,6 +64,7 @@ class Rank(IntEnum):
 
 
 def new_id() -> str:
+    """A message id that nobody else has: 32 hexadecimal digits."""
     return uuid.uuid4().hex
 
 

@@ -320,10 +320,10 @@ class QueueBackend(ABC):
     def native(self) -> tuple[Any, Any]:
         """The client library's own ``(connection, channel)``, for callers that go past this layer.
 
-        They belong to the caller's thread and live until ``close``. A backend without such
-        objects raises ``Unsupported``.
+        They belong to the caller's thread and live until ``close``. A backend whose library has
+        no such objects stands in for both itself.
         """
-        raise Unsupported(f"{self.address.scheme} has no connection of its own to hand out")
+        return self, self
 
     def adopt(self, channel: Any, method: Any, properties: Any, body: bytes) -> Delivery:
         """Make a delivery of what the client library handed to a consumer callback directly.

@@ -1,0 +1,28 @@
+"""What every operator can do, in four words."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+__all__ = ["AbstractOperator"]
+
+
+class AbstractOperator(ABC):
+    """Connect, process, delete, disconnect."""
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Connect to the message exchange."""
+
+    @abstractmethod
+    def process(self, /, **kwargs: Any) -> Any:
+        """Do what the operator is for with one job."""
+
+    @abstractmethod
+    def delete(self, job_id: str) -> bool:
+        """Remove a submitted job that has not started."""
+
+    @abstractmethod
+    def disconnect(self) -> None:
+        """End the connection."""

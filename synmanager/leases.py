@@ -1,0 +1,72 @@
+"""Keeping leases while callbacks run, for as long as they take."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from synmanager.backends.base import Delivery
+from synmanager.errors import LeaseLost, SynmanagerError
+from synmanager.job import Job
+from synmanager.session import Session
+
+__all__ = ["LeaseKeeper"]
+
+logger = logging.getLogger(__name__)
+
+
+class LeaseKeeper:
+    """Renews the leases of running jobs, from one thread beside the callbacks.
+
+    Three renewals fit in a lease, so that one lost on the way does no harm.
+    """
+
+    def __init__(self, session: Session, lease: float) -> None:
+        self._session = session
+        self._interval = lease / 3
+        self._held: dict[Delivery, Job] = {}
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+
+    @contextmanager
+    def keep(self, delivery: Delivery, job: Job) -> Iterator[None]:
+        """Keep a delivery's lease; sets ``job.lease_lost`` if it is lost all the same."""
+        self._ensure_running()
+        self._held[delivery] = job
+        try:
+            yield
+        finally:
+            self._held.pop(delivery, None)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread = None
+
+    def _ensure_running(self) -> None:
+        # Not alive also means: this is a fork of the process in which the thread ran.
+        if self._thread is None or not self._thread.is_alive():
+            self._held.clear()
+            self._closing = threading.Event()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._closing,), name="synmanager-leases", daemon=True
+            )
+            self._thread.start()
+
+    def _run(self, closing: threading.Event) -> None:
+        while not closing.wait(self._interval):
+            for delivery, job in tuple(self._held.items()):
+                self._renew(delivery, job)
+
+    def _renew(self, delivery: Delivery, job: Job) -> None:
+        try:
+            self._session.call(
+                lambda backend: backend.renew(delivery), called_off=self._closing.is_set
+            )
+        except LeaseLost as error:
+            if self._held.pop(delivery, None) is not None:
+                job.lease_lost = True
+                logger.warning("job %s lost its lease while running: %s", job.id, error)
+        except SynmanagerError as error:
+            logger.warning("could not renew the lease of job %s, will try again: %s", job.id, error)
