@@ -447,7 +447,7 @@ class ConsumerOperator(BaseOperator):
 
 
 def _valid_id(job_id: str) -> str:
-    # RabbitMQ's message-id is an AMQP short string.
-    if not isinstance(job_id, str) or not 0 < len(job_id.encode("utf-8", "replace")) <= 255:
-        raise InvalidJob(f"job_id must be a string of 1 to 255 bytes, not {job_id!r}")
+    # RabbitMQ's message-id holds 255 bytes, and a result's id is its job's and a little more.
+    if not isinstance(job_id, str) or not 0 < len(job_id.encode("utf-8", "replace")) <= 200:
+        raise InvalidJob(f"job_id must be a string of 1 to 200 bytes, not {job_id!r}")
     return job_id

@@ -57,7 +57,8 @@ class LeaseKeeper:
     def _run(self, closing: threading.Event) -> None:
         while not closing.wait(self._interval):
             for delivery, job in tuple(self._held.items()):
-                self._renew(delivery, job)
+                if not delivery.settled:
+                    self._renew(delivery, job)
 
     def _renew(self, delivery: Delivery, job: Job) -> None:
         try:

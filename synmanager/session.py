@@ -48,10 +48,18 @@ class Session:
         self._reopening = threading.Lock()
         _sessions.add(self)
 
-    def open(self, *specs: ExchangeSpec | QueueSpec) -> None:
-        """Connect and declare. Fails at once, without patience, if the broker is not there."""
-        self.backend.open()
+    def open(self, *specs: ExchangeSpec | QueueSpec, patient: bool = False) -> None:
+        """Connect and declare.
+
+        Args:
+            patient: wait for a broker that is not there yet, as for one that went away; by
+                default fail at once.
+        """
         self._opened = True
+        if patient:
+            self.call(lambda backend: None, endless=True)
+        else:
+            self.backend.open()
         self.declare(*specs)
 
     def close(self) -> None:
