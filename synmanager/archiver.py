@@ -55,3 +55,8 @@ class Archiver(Service):
             {queue: adapt(callback, None, settings.address.host or "localhost")},
             [COMPLETED.spec, QueueSpec(queue, COMPLETED.exchange, COMPLETED.routing_key)],
         )
+
+    def subscribe(self) -> None:
+        """Make the subscription exist, without running: results wait in it from now on."""
+        self._session.open(*self._specs)
+        self._session.close()

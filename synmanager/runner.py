@@ -110,6 +110,7 @@ class Runner:
         idle_timeout: float | None = None,
         burst: bool = False,
         acknowledge_first: bool = False,
+        called_off: Callable[[], bool] = lambda: False,
     ) -> int:
         """Run jobs until told to stop; return how many.
 
@@ -120,6 +121,7 @@ class Runner:
             burst: end when the queues are empty.
             acknowledge_first: settle a job before running it, as AMQP's auto-ack does. The
                 caller's explicit choice of "at most once".
+            called_off: looked at between jobs; ends the loop as ``stop`` does.
         """
         queues = tuple(handlers)
         count = 0
@@ -130,7 +132,7 @@ class Runner:
             self._loops.add(shutdown)
             idle_since = time.monotonic()
             try:
-                while not shutdown.requested and (max_jobs is None or count < max_jobs):
+                while not shutdown.requested and not called_off() and count != max_jobs:
                     wait = 0.0 if burst else _SLICE
                     if idle_timeout is not None:
                         left = idle_since + idle_timeout - time.monotonic()

@@ -30,6 +30,7 @@ class Service:
         self._specs = tuple(specs)
         self._session = Session(create_backend(settings.address), settings.reconnect)
         self._runner = Runner(self._session, settings, on_result)
+        self._stopped = False
 
     def run(
         self,
@@ -57,15 +58,24 @@ class Service:
         """
         if self._session.is_open:
             raise SynmanagerError(f"this {type(self).__name__} is already running")
-        self._session.open(*self._specs, patient=True)
         try:
+            self._session.open(*self._specs, patient=True)
             return self._runner.run(
-                self._handlers, burst=burst, max_jobs=max_jobs, idle_timeout=idle_timeout
+                self._handlers,
+                burst=burst,
+                max_jobs=max_jobs,
+                idle_timeout=idle_timeout,
+                called_off=lambda: self._stopped,
             )
         finally:
             self._runner.close()
             self._session.close()
+            self._stopped = False
 
     def stop(self) -> None:
-        """End :meth:`run` after the job at hand; from any thread, or from a handler."""
+        """End :meth:`run` after the job at hand; from any thread, or from a handler.
+
+        Called before ``run`` has begun, it ends that at once.
+        """
+        self._stopped = True
         self._runner.stop()
