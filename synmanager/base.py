@@ -48,6 +48,7 @@ class BaseOperator(AbstractOperator):
         host, port: as given; read again at :meth:`connect`.
         exchange_name, exchange_type, routing_key, durability: names on the broker. They may be
             set until :meth:`connect`.
+        features: what the chosen broker can and cannot do.
     """
 
     #: Set by the four phases' operators; a bare operator belongs to none.
@@ -63,7 +64,8 @@ class BaseOperator(AbstractOperator):
         max_attempts: int | None = None,
     ) -> None:
         self._settings = load_settings(host, port, url=url, lease=lease, max_attempts=max_attempts)
-        create_backend(self._settings.address)  # a wrong setting shows here, not at connect()
+        # Made here too, so that a wrong setting shows now and not at connect().
+        self.features = create_backend(self._settings.address).features
         self.host: str = self._settings.address.host or "localhost"
         self.port = self._settings.address.port if port is None else port
         self.exchange_name = config.EXCHANGE_NAME
