@@ -127,7 +127,7 @@ class MemoryBroker:
             else:
                 next_event = due
                 break
-        for entry in [e for e in queue.leased.values() if e.expires <= now]:
+        for entry in [e for e in reversed(queue.leased.values()) if e.expires <= now]:
             self.give_back(queue, entry)
         for entry in queue.leased.values():
             next_event = entry.expires if next_event is None else min(next_event, entry.expires)
@@ -179,7 +179,7 @@ class MemoryBackend(QueueBackend):
         with self._broker.changed:
             self._open = False
             for queue in self._broker.queues.values():
-                for entry in [e for e in queue.leased.values() if e.holder is self]:
+                for entry in [e for e in reversed(queue.leased.values()) if e.holder is self]:
                     self._broker.give_back(queue, entry)
             self._broker.changed.notify_all()
 
@@ -323,7 +323,8 @@ class MemoryBackend(QueueBackend):
             found = broker.queue(queue)
             letters, found.dead = found.dead[:limit], found.dead[limit:]
             for letter in letters:
-                found.put(_Entry(letter.message))
+                if not found.holds(letter.message.id):  # else it was submitted again meanwhile
+                    found.put(_Entry(letter.message))
             broker.changed.notify_all()
             return len(letters)
 

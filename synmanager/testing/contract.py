@@ -1,0 +1,33 @@
+"""The whole contract in one class."""
+
+from __future__ import annotations
+
+from synmanager.testing.concurrency import Concurrency
+from synmanager.testing.counting import Counting
+from synmanager.testing.dead_letters import DeadLetters
+from synmanager.testing.delays import Delays
+from synmanager.testing.leases import Leases
+from synmanager.testing.lifecycle import Lifecycle
+from synmanager.testing.publishing import Publishing
+from synmanager.testing.ranking import Ranking
+from synmanager.testing.receiving import Receiving
+from synmanager.testing.settling import Settling
+from synmanager.testing.topology import Topology
+
+__all__ = ["BackendContract"]
+
+
+class BackendContract(
+    Publishing,
+    Receiving,
+    Settling,
+    Leases,
+    Ranking,
+    Delays,
+    DeadLetters,
+    Topology,
+    Counting,
+    Lifecycle,
+    Concurrency,
+):
+    """What a backend must do. Subclass it with a fixture ``broker``; see the package."""
