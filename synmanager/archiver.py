@@ -57,6 +57,14 @@ class Archiver(Service):
         )
 
     def subscribe(self) -> None:
-        """Make the subscription exist, without running: results wait in it from now on."""
-        self._session.open(*self._specs)
-        self._session.close()
+        """Make the subscription exist, without running: results wait in it from now on.
+
+        Raises:
+            BrokerUnavailable: nobody answers.
+        """
+        if self._session.is_open:  # run() has made it
+            return
+        try:
+            self._session.open(*self._specs)
+        finally:
+            self._session.close()

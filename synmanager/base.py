@@ -99,13 +99,16 @@ class BaseOperator(AbstractOperator):
         self._session = session
 
     def disconnect(self) -> None:
-        """Disconnect, in bounded time even if the broker is frozen. No-op if not connected."""
+        """Disconnect, in bounded time even if the broker is frozen. No-op if not connected.
+
+        A consumer's callback may call it: its job is settled first.
+        """
         for end in (self._native.pop("channel", None), self._native.pop("connection", None)):
             if end is not None and end.is_open:
                 end.close()
         session, self._session = self._session, None
         if session is not None:
-            session.close()
+            self._close(session)
 
     def is_connected(self) -> bool:
         """Whether :meth:`connect` was called and :meth:`disconnect` was not."""
@@ -194,6 +197,9 @@ class BaseOperator(AbstractOperator):
             raise NotConnected(_NOT_CONNECTED)
         return self._session
 
+    def _close(self, session: Session) -> None:
+        session.close()
+
     def _exchange(self) -> ExchangeSpec:
         return ExchangeSpec(self.exchange_name, self.exchange_type, self.durability)
 
@@ -239,6 +245,9 @@ class ProducerOperator(BaseOperator):
             body = message.encode("utf-8")
         except UnicodeEncodeError:
             raise InvalidJob("the message holds a lone surrogate") from None
+        limit = self._settings.max_bytes
+        if len(body) > limit:
+            raise InvalidJob(f"the message is {len(body):,} bytes, over the limit of {limit:,}")
         self._publish(session, [Message(body)])
 
     def submit(
@@ -291,7 +300,7 @@ class ProducerOperator(BaseOperator):
         return [message.id for message in messages]
 
     def _publish(self, session: Session, messages: list[Message], delay: float = 0.0) -> None:
-        if not 0 <= delay < float("inf"):
+        if not isinstance(delay, int | float) or not 0 <= delay < float("inf"):
             raise InvalidJob(f"delay must be zero or more seconds, not {delay!r}")
         session.publish(self.exchange_name, self.routing_key, messages, delay=delay)
 
@@ -322,12 +331,6 @@ class ConsumerOperator(BaseOperator):
         super().connect()
         if self._runner is None:
             self._runner = Runner(self._connected(), self._settings)
-
-    def disconnect(self) -> None:
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.close()
-        super().disconnect()
 
     def listen_message(
         self,
@@ -408,16 +411,19 @@ class ConsumerOperator(BaseOperator):
     ) -> Callable[[Any, Any, Any, bytes], None]:
         """Make a callback for ``channel.basic_consume``, for callers that consume themselves.
 
-        It runs and settles one delivery by the same policy as :meth:`listen_message`.
+        It runs and settles one delivery by the same policy as :meth:`listen_message`. With
+        :attr:`auto_ack` it settles nothing: the broker has done so.
         """
-        runner, handlers = self._prepare(process_function, None)
-        session = self._connected()
+        handler = adapt(process_function, None, self.host)
 
         def message_callback(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            runner, session = self._runner, self._connected()
+            assert runner is not None
             delivery = session.call(
                 lambda backend: backend.adopt(channel, method, properties, body)
             )
-            (delivery.queue, handler), *_ = handlers.items()
+            delivery.queue = self._queue_name()
+            delivery.settled = self.auto_ack
             runner.handle(delivery, handler)
 
         return message_callback
@@ -431,6 +437,10 @@ class ConsumerOperator(BaseOperator):
         # Again: the names may have been set since connect().
         self._connected().declare(*self._specs())
         return self._runner, {self._queue_name(): handler}
+
+    def _close(self, session: Session) -> None:
+        runner, self._runner = self._runner, None
+        (runner or session).close()
 
     def _on_queue(self, operation: Callable[[QueueBackend, str], T]) -> T:
         session = self._connected()

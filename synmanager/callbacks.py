@@ -44,7 +44,7 @@ def adapt(
         (inspect.isgeneratorfunction, "a generator function"),
         (inspect.isasyncgenfunction, "an asynchronous generator function"),
     ):
-        if refused(callback):
+        if refused(callback) or refused(type(callback).__call__):
             raise InvalidCallback(f"{_name(callback)} is {kind}: calling it would run nothing")
     try:
         signature = inspect.signature(callback)

@@ -109,7 +109,7 @@ class Retry(Exception):
 
     def __init__(self, reason: str = "", *, delay: float | None = None) -> None:
         super().__init__(reason)
-        if delay is not None and not delay >= 0:
+        if delay is not None and not 0 <= delay < float("inf"):
             raise ValueError(f"delay must be zero or more seconds, not {delay!r}")
         self.delay = delay
 

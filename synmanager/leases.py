@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +27,9 @@ class LeaseKeeper:
     def __init__(self, session: Session, lease: float) -> None:
         self._session = session
         self._interval = lease / 3
-        self._held: dict[Delivery, Job] = {}
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
+        self._start_over()
 
     @contextmanager
     def keep(self, delivery: Delivery, job: Job) -> Iterator[None]:
@@ -42,17 +43,22 @@ class LeaseKeeper:
 
     def close(self) -> None:
         self._closing.set()
-        self._thread = None
+
+    def _start_over(self) -> None:
+        self._process = os.getpid()
+        self._starting = threading.Lock()
+        self._held: dict[Delivery, Job] = {}
 
     def _ensure_running(self) -> None:
-        # Not alive also means: this is a fork of the process in which the thread ran.
-        if self._thread is None or not self._thread.is_alive():
-            self._held.clear()
-            self._closing = threading.Event()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._closing,), name="synmanager-leases", daemon=True
-            )
-            self._thread.start()
+        if self._process != os.getpid():  # a fork: what is held, and the lock, are the parent's
+            self._start_over()
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive() or self._closing.is_set():
+                self._closing = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._closing,), name="synmanager-leases", daemon=True
+                )
+                self._thread.start()
 
     def _run(self, closing: threading.Event) -> None:
         while not closing.wait(self._interval):

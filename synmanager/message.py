@@ -97,9 +97,12 @@ def dump(job: Mapping[str, Any], max_bytes: int = DEFAULT_MAX_BYTES) -> str:
     if not isinstance(job, Mapping):
         raise InvalidJob(f"a job is a mapping of names to values, not {type(job).__name__}")
     try:
-        text = json.dumps(job if isinstance(job, dict) else dict(job), default=str, sort_keys=True)
+        plain = job if isinstance(job, dict) else dict(job)
+        text = json.dumps(plain, default=str, sort_keys=True)
         if "\\ud" in text:  # an escaped surrogate: half of a pair, or alone
-            json.dumps(job, default=str, ensure_ascii=False).encode()
+            json.dumps(plain, default=str, ensure_ascii=False).encode()
+        if '"NaN":' in text:  # of keys that can be sorted, only NaN may differ and read the same
+            json.loads(text, object_pairs_hook=_refuse_twins)
     except RecursionError:
         raise InvalidJob(f"the job is nested more than {MAX_DEPTH} deep, or cyclic") from None
     except UnicodeEncodeError:
@@ -142,6 +145,12 @@ def decode(body: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, Any]:
     if not isinstance(job, dict):
         raise Undecodable(f"the body is a JSON {type(job).__name__}, not an object")
     return job
+
+
+def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("two of its keys are the same once they are strings")
+    return dict(pairs)
 
 
 def _depth(text: str) -> int:

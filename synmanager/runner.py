@@ -13,16 +13,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from synmanager.backends.base import Delivery, QueueBackend
 from synmanager.errors import (
     BrokerUnavailable,
+    ConfigurationError,
     InvalidJob,
     LeaseLost,
+    NotConnected,
     Reject,
     Retry,
+    SynmanagerError,
     Undecodable,
 )
 from synmanager.job import Job, running
@@ -44,6 +46,9 @@ _SLICE = 1.0
 
 #: How many outcomes of lost deliveries are kept in case their jobs come back.
 _KEPT = 1000
+
+#: What settling a delivery raises when it is no longer ours: the broker hands the job out again.
+_GONE = (LeaseLost, BrokerUnavailable, NotConnected)
 
 
 @dataclass(frozen=True)
@@ -94,13 +99,19 @@ class Runner:
         self._max_bytes = settings.max_bytes
         self._keeper = LeaseKeeper(session, settings.address.lease)
         self._on_result = on_result
-        self._kept: OrderedDict[str, _Outcome] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], _Outcome] = OrderedDict()  # by _submission()
         self._running: dict[int, tuple[Delivery, Job]] = {}  # by thread
+        self._closing: set[Delivery] = set()
         self._loops: set[Shutdown] = set()
 
     def close(self) -> None:
+        """Stop, and close the session; from inside a handler, once its job is settled."""
         self.stop()
-        self._keeper.close()
+        if threading.get_ident() in self._running:
+            self._closing.add(self._running[threading.get_ident()][0])
+        else:
+            self._keeper.close()
+            self._session.close()
 
     def run(
         self,
@@ -122,7 +133,14 @@ class Runner:
             acknowledge_first: settle a job before running it, as AMQP's auto-ack does. The
                 caller's explicit choice of "at most once".
             called_off: looked at between jobs; ends the loop as ``stop`` does.
+
+        Raises:
+            ConfigurationError: a limit that can never be reached.
         """
+        if max_jobs is not None and not max_jobs >= 0:
+            raise ConfigurationError(f"max_jobs must be zero or more, not {max_jobs!r}")
+        if idle_timeout is not None and not idle_timeout >= 0:
+            raise ConfigurationError(f"idle_timeout must be seconds, not {idle_timeout!r}")
         queues = tuple(handlers)
         count = 0
         thread = threading.get_ident()
@@ -142,7 +160,7 @@ class Runner:
                         if burst or wait < _SLICE:
                             break
                     elif shutdown.requested:
-                        self._session.call(partial(_return_unstarted, delivery))
+                        self._put_back(delivery)
                     else:
                         handler = handlers[delivery.queue]
                         self.handle(delivery, handler, acknowledge_first=acknowledge_first)
@@ -166,6 +184,10 @@ class Runner:
         for loop in tuple(self._loops):
             loop.request()
 
+    def overdue(self) -> bool:
+        """Whether a ``run`` was told to stop, and its grace period is over."""
+        return any(loop.overdue for loop in tuple(self._loops))
+
     def handle(
         self, delivery: Delivery, handler: Handler, *, acknowledge_first: bool = False
     ) -> Any:
@@ -173,12 +195,20 @@ class Runner:
         message = delivery.message
         job = Job(message.id, delivery.queue, message.rank, delivery.attempt, message.submitted_at)
         # A first delivery is a job of its own, even where it shares the id of an earlier one.
-        outcome = self._kept.pop(job.id, None) if delivery.attempt > 1 else None
-        if outcome is not None:
-            logger.info("job %s came back after it had run; settling it", job.id)
-        else:
-            outcome = self._run(delivery, job, handler, acknowledge_first)
-        self._settle(delivery, job, outcome)
+        outcome = self._kept.pop(_submission(job), None) if delivery.attempt > 1 else None
+        try:
+            if outcome is not None:
+                logger.info("job %s came back after it had run; settling it", job.id)
+            else:
+                outcome = self._run(delivery, job, handler, acknowledge_first)
+            self._settle(delivery, job, outcome)
+        except _GONE as error:
+            logger.warning("job %s was to be acknowledged first, and is gone: %s", job.id, error)
+            return None
+        finally:
+            if delivery in self._closing:
+                self._closing.discard(delivery)
+                self.close()
         return outcome.value if isinstance(outcome, _Done) else None
 
     def _take(self, queues: Sequence[str], wait: float, shutdown: Shutdown) -> Delivery | None:
@@ -188,7 +218,7 @@ class Runner:
                 endless=True,
                 called_off=lambda: shutdown.requested,
             )
-        except BrokerUnavailable:
+        except (BrokerUnavailable, NotConnected):
             if shutdown.requested:
                 return None
             raise
@@ -199,10 +229,14 @@ class Runner:
         if delivery is None or job is None:
             return
         job.lease_lost = True
+        self._put_back(delivery)
+
+    def _put_back(self, delivery: Delivery) -> None:
         try:
             self._session.backend.nack(delivery, count=False)
-        except (BrokerUnavailable, LeaseLost) as error:
-            logger.warning("job %s goes back when the broker notices: %s", job.id, error)
+        except _GONE as error:
+            job_id = delivery.message.id
+            logger.warning("job %s goes back when the broker notices: %s", job_id, error)
 
     def _run(
         self, delivery: Delivery, job: Job, handler: Handler, acknowledge_first: bool
@@ -217,9 +251,10 @@ class Runner:
                 "the broker"
             )
         if acknowledge_first:
-            self._session.backend.ack(delivery)
+            self._call(lambda backend: backend.ack(delivery))
         thread = threading.get_ident()
         token = running.set(job)
+        around = self._running.get(thread)  # a handler may take another job itself
         self._running[thread] = (delivery, job)
         try:
             with self._keeper.keep(delivery, job):
@@ -235,8 +270,11 @@ class Runner:
             self._give_back(thread)
             raise
         finally:
-            del self._running[thread]
             running.reset(token)
+            if around is None:
+                del self._running[thread]
+            else:
+                self._running[thread] = around
 
     def _read(self, delivery: Delivery) -> dict[str, Any]:
         if delivery.defect is not None:
@@ -261,31 +299,38 @@ class Runner:
                 if outcome.delay is not None:
                     delay = outcome.delay
                 logger.info("job %s is tried again in %.1f s", job.id, delay)
-                self._session.call(lambda backend: backend.nack(delivery, delay=delay))
-        except LeaseLost as error:
+                self._call(lambda backend: backend.nack(delivery, delay=delay))
+        except SynmanagerError as error:
+            # The job comes back, and need not run again for that.
+            self._keep(job, outcome)
+            if not isinstance(error, _GONE):
+                raise
             logger.warning("job %s ran, but was no longer ours to settle: %s", job.id, error)
-            self._keep(job.id, outcome)
 
     def _finish(self, delivery: Delivery, job: Job, outcome: _Done) -> None:
         if self._on_result is not None and outcome.value is not None:
             # A result of a job that is another's by now must not go out.
-            self._session.call(lambda backend: backend.renew(delivery))
+            self._call(lambda backend: backend.renew(delivery))
             try:
                 self._on_result(job, outcome.value)
             except InvalidJob as error:
                 self._bury(delivery, job, f"its result cannot be published: {error}")
                 return
-        self._session.call(lambda backend: backend.ack(delivery))
+        self._call(lambda backend: backend.ack(delivery))
 
     def _bury(self, delivery: Delivery, job: Job, reason: str) -> None:
         logger.error("job %s of %s becomes a dead letter: %s", job.id, job.phase, reason)
-        self._session.call(lambda backend: backend.bury(delivery, reason))
+        self._call(lambda backend: backend.bury(delivery, reason))
 
-    def _keep(self, job_id: str, outcome: _Outcome) -> None:
-        self._kept[job_id] = outcome
+    def _call(self, operation: Callable[[QueueBackend], None]) -> None:
+        self._session.call(operation, called_off=self.overdue)
+
+    def _keep(self, job: Job, outcome: _Outcome) -> None:
+        self._kept[_submission(job)] = outcome
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
 
 
-def _return_unstarted(delivery: Delivery, backend: QueueBackend) -> None:
-    backend.nack(delivery, count=False)
+def _submission(job: Job) -> tuple[object, ...]:
+    """What tells a job from others: its submitter may use an id again, there or elsewhere."""
+    return job.phase, job.id, job.submitted_at

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from synmanager.backends.base import ExchangeSpec, QueueSpec
 from synmanager.backends.registry import create_backend
-from synmanager.errors import SynmanagerError
+from synmanager.errors import BrokerUnavailable, SynmanagerError
 from synmanager.job import Job
 from synmanager.runner import Handler, Runner
 from synmanager.session import Session
@@ -59,7 +59,8 @@ class Service:
         if self._session.is_open:
             raise SynmanagerError(f"this {type(self).__name__} is already running")
         try:
-            self._session.open(*self._specs, patient=True)
+            if not self._open():
+                return 0
             return self._runner.run(
                 self._handlers,
                 burst=burst,
@@ -69,7 +70,6 @@ class Service:
             )
         finally:
             self._runner.close()
-            self._session.close()
             self._stopped = False
 
     def stop(self) -> None:
@@ -79,3 +79,19 @@ class Service:
         """
         self._stopped = True
         self._runner.stop()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} holds a connection and cannot be pickled; make one in the "
+            "other process"
+        )
+
+    def _open(self) -> bool:
+        """Connect; False if told to stop while the broker was not there."""
+        try:
+            self._session.open(*self._specs, patient=True, called_off=lambda: self._stopped)
+        except BrokerUnavailable:
+            if self._stopped:
+                return False
+            raise
+        return True

@@ -48,16 +48,22 @@ class Session:
         self._reopening = threading.Lock()
         _sessions.add(self)
 
-    def open(self, *specs: ExchangeSpec | QueueSpec, patient: bool = False) -> None:
+    def open(
+        self,
+        *specs: ExchangeSpec | QueueSpec,
+        patient: bool = False,
+        called_off: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Connect and declare.
 
         Args:
             patient: wait for a broker that is not there yet, as for one that went away; by
                 default fail at once.
+            called_off: stop waiting once this is true.
         """
         self._opened = True
         if patient:
-            self.call(lambda backend: None, endless=True)
+            self.call(lambda backend: None, endless=True, called_off=called_off)
         else:
             self.backend.open()
         self.declare(*specs)
@@ -85,6 +91,7 @@ class Session:
         messages: Sequence[Message],
         *,
         delay: float = 0.0,
+        called_off: Callable[[], bool] = lambda: False,
     ) -> None:
         """Publish; after an interruption repeat what is in doubt, with the same ids."""
         remaining = messages
@@ -97,7 +104,7 @@ class Session:
                 remaining = interruption.unconfirmed
                 raise
 
-        self.call(attempt)
+        self.call(attempt, called_off=called_off)
 
     def call(
         self,
@@ -145,6 +152,9 @@ class Session:
             with self._reopening:
                 if not self.backend.is_open:
                     self.backend.open()
+                    if not self._opened:  # closed meanwhile: that close came too early
+                        self.backend.close()
+                        raise NotConnected("disconnected while connecting")
                     self.backend.declare(*self._specs)
         return self.backend
 

@@ -82,14 +82,7 @@ def load_settings(
             raise ConfigurationError(f"{variable} is set but blank; give it a value or unset it")
 
     address = parse_url(environ.get("SYNMANAGER_BACKEND", "rabbitmq") if url is None else url)
-    if address.username is None and "SYNMANAGER_USERNAME" in environ:
-        if "SYNMANAGER_PASSWORD" not in environ:
-            raise ConfigurationError("SYNMANAGER_USERNAME is set without SYNMANAGER_PASSWORD")
-        address = replace(
-            address,
-            username=environ["SYNMANAGER_USERNAME"],
-            password=environ["SYNMANAGER_PASSWORD"],
-        )
+    address = _with_credentials(address, environ)
 
     given: dict[str, Any] = {"lease": lease, "max_attempts": max_attempts}
     timings: dict[str, Any] = {}
@@ -132,11 +125,14 @@ def parse_url(url: str) -> Address:
     if parts.scheme not in known_schemes():
         raise ConfigurationError(f"no backend is known for {parts.scheme!r}://; {_known()}")
     try:
-        options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
+        pairs = parse_qsl(parts.query, True, strict_parsing=True) if parts.query else []
     except ValueError:
+        pairs = [("", "")]
+    options = dict(pairs)
+    if len(options) < len(pairs) or not all(map(str.strip, (*options, *options.values()))):
         raise ConfigurationError(
-            "the broker URL's options, after ?, must read name=value&name=value"
-        ) from None
+            "the broker URL's options, after ?, must read name=value&name=value, each name once"
+        )
     return Address(
         parts.scheme,
         host=_host(parts.hostname) if parts.hostname else None,
@@ -146,6 +142,24 @@ def parse_url(url: str) -> Address:
         path=unquote(parts.path[1:]),
         options=options,
     )
+
+
+def _with_credentials(address: Address, environ: Mapping[str, str]) -> Address:
+    """Fill in what the URL does not say; never one user's password for another user."""
+    username = environ.get("SYNMANAGER_USERNAME")
+    password = environ.get("SYNMANAGER_PASSWORD")
+    if address.username is None:
+        if username is None and password is not None:
+            raise ConfigurationError(
+                "SYNMANAGER_PASSWORD is set without SYNMANAGER_USERNAME; for Redis's "
+                "requirepass, the user is 'default'"
+            )
+        if username is not None and password is None:
+            raise ConfigurationError("SYNMANAGER_USERNAME is set without SYNMANAGER_PASSWORD")
+        return replace(address, username=username, password=password)
+    if address.password is None and username in (None, address.username):
+        return replace(address, password=password)
+    return address
 
 
 def _refuse_leaking_password(parts: SplitResult) -> None:
@@ -173,12 +187,12 @@ def _host(value: object) -> str:
 
 
 def _port(value: object) -> int:
-    digits = isinstance(value, str) and value.isascii() and value.isdigit()
+    digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 9
     if digits or (isinstance(value, int) and not isinstance(value, bool)):
         port = int(value)  # type: ignore[call-overload]
         if 1 <= port <= 65535:
             return int(port)
-    raise ConfigurationError(f"port must be a number from 1 to 65535, not {value!r}")
+    raise ConfigurationError(f"port must be a number from 1 to 65535, not {value!r:.50}")
 
 
 def _seconds(low: float, high: float) -> Callable[[str, Any], float]:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -39,6 +40,7 @@ class Shutdown:
         self._busy = busy
         self._give_back = give_back
         self.requested = False
+        self._deadline = float("inf")
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
         self._wake: int | None = None
@@ -49,8 +51,14 @@ class Shutdown:
         # No lock is taken: a signal handler may interrupt the holder of any lock.
         if not self.requested:
             self.requested = True
+            self._deadline = time.monotonic() + self._grace
             if self._wake is not None:
                 os.write(self._wake, b"!")
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the end was asked for, and the grace period is over."""
+        return time.monotonic() >= self._deadline
 
     def __enter__(self) -> Shutdown:
         reader, self._wake = os.pipe()

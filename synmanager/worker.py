@@ -16,9 +16,9 @@ from synmanager.settings import load_settings
 __all__ = ["Worker", "result_id"]
 
 
-def result_id(job_id: str) -> str:
+def result_id(job: Job) -> str:
     """The id of a job's result: the same for every run of the job, so that a repeat shows."""
-    return f"{job_id}.result"
+    return f"{job.id}.{job.phase}.result"  # one id may be in use in several phases
 
 
 class Worker(Service):
@@ -65,5 +65,10 @@ class Worker(Service):
         )
 
     def _publish(self, job: Job, result: Any) -> None:
-        message = Message(encode(result, self._max_bytes), id=result_id(job.id))
-        self._session.publish(COMPLETED.exchange.name, COMPLETED.routing_key, [message])
+        message = Message(encode(result, self._max_bytes), id=result_id(job))
+        self._session.publish(
+            COMPLETED.exchange.name,
+            COMPLETED.routing_key,
+            [message],
+            called_off=self._runner.overdue,
+        )

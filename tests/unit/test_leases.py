@@ -1,0 +1,195 @@
+"""Keeping a job for as long as its callback takes, and learning that it was lost.
+
+The broker's clock stands still until a test moves it, while leases are renewed in real time: a
+busy machine cannot make a lease run out, only a test can.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any
+
+import pytest
+from grid import Bench, Grid, in_thread, until
+
+from synmanager import current_job
+from synmanager.clock import ManualClock
+from synmanager.errors import BrokerUnavailable, LeaseLost, TopologyError
+
+#: Seconds. Renewals come three times as often, in real time.
+LEASE = 0.006
+
+
+@pytest.fixture
+def clock(grid: Grid) -> ManualClock:
+    grid.broker.clock = ManualClock()
+    return grid.broker.clock
+
+
+def renewals(bench: Bench) -> int:
+    return bench.backend.calls.count("renew")
+
+
+def await_renewal(bench: Bench) -> None:
+    seen = renewals(bench)
+    # The second is surely one that began after this was called.
+    until(lambda: renewals(bench) >= seen + 2, "the lease is renewed")
+
+
+def keepers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "synmanager-leases"]
+
+
+def test_a_job_a_hundred_times_its_lease_runs_once(grid: Grid, clock: ManualClock) -> None:
+    bench, other = Bench(grid, lease=LEASE), grid.client()
+    grid.put({})
+    runs: list[Any] = []
+
+    def work(kwargs: Any) -> None:
+        runs.append(current_job())
+        for _ in range(200):
+            await_renewal(bench)
+            clock.advance(LEASE / 2)
+            assert other.receive(["train"], 0) is None
+
+    assert bench.run(work) == 1
+    assert len(runs) == 1
+    assert not runs[0].lease_lost
+    assert grid.count() == {}
+
+
+def test_a_worker_that_was_frozen_past_its_lease_learns_it(
+    grid: Grid, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    published: list[Any] = []
+    bench = Bench(grid, lease=LEASE, on_result=lambda job, value: published.append(value))
+    other = grid.client()
+    grid.put({})
+
+    def work(kwargs: Any) -> str:
+        job = current_job()
+        assert job is not None
+        with grid.broker.changed:  # frozen: nothing gets to the broker meanwhile
+            clock.advance(LEASE * 1.1)
+            assert other.receive(["train"], 0) is not None
+        until(lambda: job.lease_lost)
+        return "result"
+
+    with caplog.at_level(logging.WARNING, "synmanager"):
+        bench.run(work)
+    assert published == []
+    assert grid.count() == {"leased": 1}  # the other worker's
+    assert "lost its lease while running" in caplog.text
+
+
+def test_a_lease_that_is_lost_is_not_renewed_again(grid: Grid, clock: ManualClock) -> None:
+    bench = Bench(grid, lease=LEASE)
+    grid.put({})
+    held: list[int] = []
+
+    def work(kwargs: Any) -> None:
+        job = current_job()
+        assert job is not None
+        bench.backend.fail("renew", LeaseLost("taken back"))
+        until(lambda: job.lease_lost)
+        held.append(len(bench.runner._keeper._held))
+
+    bench.run(work)
+    assert held == [0]
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("gone"), TopologyError("moved")])
+def test_a_renewal_that_fails_is_tried_again(
+    error: Exception, grid: Grid, clock: ManualClock
+) -> None:
+    bench = Bench(grid, lease=LEASE, reconnect=0)
+    grid.put({})
+
+    def work(kwargs: Any) -> bool:
+        bench.backend.fail("renew", error, error)
+        for _ in range(3):
+            await_renewal(bench)
+        clock.advance(LEASE / 2)
+        job = current_job()
+        assert job is not None
+        return job.lease_lost
+
+    lost: list[bool] = []
+    bench.run(lambda kwargs: lost.append(work(kwargs)))
+    assert lost == [False]
+    assert grid.count() == {}
+
+
+def test_every_running_job_is_kept_by_one_thread(grid: Grid, clock: ManualClock) -> None:
+    before = set(keepers())
+    bench = Bench(grid, lease=LEASE)
+    grid.put(*({} for _ in range(8)))
+    together = threading.Barrier(8, timeout=10)
+
+    def work(kwargs: Any) -> None:
+        together.wait()
+        for _ in range(4):
+            for _ in range(8):
+                await_renewal(bench)
+            if together.wait() == 0:
+                clock.advance(LEASE / 2)
+            together.wait()
+        assert len(set(keepers()) - before) == 1
+        together.wait()
+
+    joins = [in_thread(bench.run, work, max_jobs=1) for _ in range(8)]
+    for join in joins:
+        assert join() == 1
+    assert grid.count() == {}
+    bench.runner.close()
+    until(lambda: not set(keepers()) - before, "the thread ends")
+
+
+def test_the_keeper_can_start_again(grid: Grid, clock: ManualClock) -> None:
+    before = set(keepers())
+    bench = Bench(grid, lease=LEASE)
+    for _ in range(3):
+        grid.put({})
+        bench.session.open()
+        assert bench.run(lambda kwargs: await_renewal(bench)) == 1
+        bench.runner.close()
+        until(lambda: not set(keepers()) - before, "the thread ends")
+
+
+def test_in_a_fork_nothing_of_the_parent_s_is_renewed(
+    grid: Grid, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(grid, lease=LEASE)
+    keeper = bench.runner._keeper
+    grid.put({}, {})
+    kept: list[int] = []
+
+    def in_the_child(kwargs: Any) -> None:
+        kept.append(len(keeper._held))
+
+    def in_the_parent(kwargs: Any) -> None:
+        kept.append(len(keeper._held))
+        monkeypatch.setattr(os, "getpid", lambda: 4711)
+        bench.run(in_the_child)
+
+    bench.run(in_the_parent, max_jobs=1)
+    assert kept == [1, 1]
+
+
+def test_the_lease_is_an_argument_and_a_setting(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNMANAGER_LEASE", "600")
+    for consumer, lease in ((grid.consumer(), 600), (grid.consumer(lease=100), 100)):
+        session = consumer._session
+        assert session is not None
+        grid.put({})
+        delivery = session.call(lambda backend: backend.receive(["train"], 0))
+        grid.clock.advance(lease - 5)
+        assert grid.count() == {"leased": 1}
+        grid.clock.advance(10)
+        assert grid.count() == {"ready": 1}
+        assert delivery is not None
+        grid.client().purge("train")
