@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import pathlib
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -388,13 +389,14 @@ class TestNotConnected:
         if state == "after disconnect":
             producer.connect()
             producer.disconnect()
-        for call in (
+        calls: list[Callable[[], object]] = [
             lambda: producer.process(run=1),
             lambda: producer.publish_message("{}"),
             lambda: producer.submit({}),
             lambda: producer.submit_many([{}]),
             lambda: producer.delete("id"),
-        ):
+        ]
+        for call in calls:
             with pytest.raises(RuntimeError) as caught:
                 call()
             assert type(caught.value) is NotConnected
@@ -405,7 +407,7 @@ class TestNotConnected:
         if state == "after disconnect":
             consumer.connect()
             consumer.disconnect()
-        for call in (
+        calls: list[Callable[[], object]] = [
             lambda: consumer.listen_message(lambda **_: 1),
             lambda: consumer.listen_message(process_callback=lambda kwargs, host: 1),
             lambda: consumer.poll_message(lambda **_: 1),
@@ -415,7 +417,8 @@ class TestNotConnected:
             lambda: consumer.redrive(),
             lambda: consumer.purge_dead_letters(),
             lambda: consumer.delete("id"),
-        ):
+        ]
+        for call in calls:
             with pytest.raises(RuntimeError) as caught:
                 call()
             assert type(caught.value) is NotConnected

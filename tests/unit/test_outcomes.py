@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -298,12 +299,13 @@ class TestLostLease:
         delivery = client.receive(["train"], 0)
         assert delivery is not None
         grid.crash_holders()
-        for settle in (
+        settlements: list[Callable[[], None]] = [
             lambda: client.ack(delivery),
             lambda: client.nack(delivery),
             lambda: client.bury(delivery, "why"),
             lambda: client.renew(delivery),
-        ):
+        ]
+        for settle in settlements:
             with pytest.raises(LeaseLost):
                 settle()
 
