@@ -50,7 +50,8 @@ END
 # guest is in the database if this volume was used without credentials before. The broker refuses
 # it from outside meanwhile, as it does by default.
 remove_guest() {
-    rabbitmqctl -q await_startup > /dev/null 2>&1
+    # It waits for a broker that boots, and fails at once where none does yet.
+    until rabbitmqctl -q await_startup > /dev/null 2>&1; do sleep 1; done
     if rabbitmqctl -q delete_user guest > /dev/null 2>&1; then
         say "user guest, left from a start without credentials, is deleted"
     fi
