@@ -29,19 +29,22 @@ def main() -> None:
     project = f"project-{uuid.uuid4().hex[:8]}"
 
     evaluations = EvaluateProducerOperator()
-    archived = 0
+    expected = 1 + 2 * options.runs  # the alignment; each run, and its evaluation
+    archived: set[tuple[str, int]] = set()
 
     def archive(kwargs: dict[str, Any], host: str) -> None:
-        nonlocal archived
         if kwargs.get("project_id") != project:
             return  # the result of another cycle
+        kind, run = kwargs["kind"], kwargs["run"]
+        if (kind, run) in archived:
+            return  # a job whose worker died after its result was out ran, and reported, again
+        if kind == "train":
+            evaluations.process(project_id=project, kind="evaluate", run=run)
         with options.archive.open("a") as file:
             file.write(json.dumps(kwargs) + "\n")
-        archived += 1
-        print(f"{archived:>4} of {1 + 2 * options.runs}: {kwargs['kind']} by {kwargs['ttp']}")
-        if kwargs["kind"] == "train":
-            evaluations.process(project_id=project, kind="evaluate", run=kwargs["run"])
-        if archived == 1 + 2 * options.runs:
+        archived.add((kind, run))
+        print(f"{len(archived):>4} of {expected}: {kind} {run} by {kwargs['ttp']}", flush=True)
+        if len(archived) == expected:
             archiver.stop()
 
     # A named subscriber has its own copy of every result, from its subscription on: it comes
@@ -56,7 +59,7 @@ def main() -> None:
         )
     with evaluations:
         archiver.run()
-    print(f"{archived} results in {options.archive}")
+    print(f"{len(archived)} results in {options.archive}")
 
 
 if __name__ == "__main__":

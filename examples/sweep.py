@@ -39,11 +39,13 @@ def main() -> None:
         {"sweep": sweep, "rate": rate, "batch": batch}
         for rate, batch in itertools.product(RATES, BATCHES)
     ]
-    results: list[dict[str, Any]] = []
+    # By combination: a job whose worker died after its result was out runs, and reports, again.
+    results: dict[tuple[float, int], dict[str, Any]] = {}
 
     def archive(kwargs: dict[str, Any], host: str) -> None:
-        if kwargs["sweep"] == sweep:
-            results.append(kwargs)
+        if kwargs.get("sweep") != sweep:
+            return  # the result of something else
+        results[kwargs["rate"], kwargs["batch"]] = kwargs
         bar = "#" * (40 * len(results) // len(jobs))
         print(f"\r[{bar:<40}] {len(results)}/{len(jobs)}", end="", file=sys.stderr, flush=True)
         if len(results) == len(jobs):
@@ -66,7 +68,9 @@ def main() -> None:
             thread.join()
 
     print(file=sys.stderr)
-    best = min(results, key=lambda result: result["loss"])
+    if len(results) < len(jobs):
+        sys.exit("stopped before all results were in")
+    best = min(results.values(), key=lambda result: result["loss"])
     print(f"{len(results)} runs; best: rate {best['rate']:.4f}, batch {best['batch']}")
 
 
