@@ -1,0 +1,34 @@
+"""The names of this project's keys."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+__all__ = ["Keys"]
+
+
+class Keys:
+    """Every key of one installation.
+
+    All share one hash tag, so that on a cluster they live on one node and a script may use
+    several of them. ``lua/common.lua`` says what stands behind a queue's base.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        root = f"{{{prefix}}}"
+        #: A hash: the type of each exchange by its name.
+        self.exchanges = f"{root}:exchanges"
+        #: A set: the names of the declared queues.
+        self.queues = f"{root}:queues"
+        #: What the base of each queue begins with.
+        self.queue_base = f"{root}:queue:"
+        self._routes = f"{root}:route:"
+
+    def base(self, queue: str) -> str:
+        return self.queue_base + queue
+
+    def route(self, exchange: str, routing_key: str | None) -> str:
+        """A set: the queues bound to an exchange by this key; None for those of a fanout."""
+        # Quoted, so that a colon in a name cannot make two routes one.
+        name = self._routes + quote(exchange, safe="")
+        return name if routing_key is None else f"{name}:{routing_key}"

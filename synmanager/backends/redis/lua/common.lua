@@ -1,0 +1,171 @@
+-- Stands before every script of this directory.
+--
+-- A queue is a family of keys that begin with the same base, "{prefix}:queue:<name>":
+--   :high :normal :low   streams, one for each rank, with one consumer group
+--   :delayed :due        a stream of what is not due yet; its entries by due time
+--   :leases              who holds what: "<rank>/<entry>/<lease ms>/<token>" by expiry
+--   :ids                 message id -> "<stream>/<entry>", while it is queued, delayed or leased
+--   :dead                a stream of dead letters
+--   :bell                a stream whose newest entry changes when there may be something to take
+--
+-- All times are the server's, in milliseconds. The group has two consumers: `leased` for what
+-- somebody holds and `released` for what nobody holds any more, which comes first, oldest first.
+-- Who holds an entry, and until when, only :leases tells: the group's own idle times would be
+-- judged by each claimer's idea of a lease. The group counts the deliveries.
+
+local GROUP, LEASED, RELEASED = 'synmanager', 'leased', 'released'
+local RANKS = {'high', 'normal', 'low'}
+
+local function milliseconds()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function ring(base)
+  redis.call('XADD', base .. ':bell', 'MAXLEN', 1, '*', 'ring', '')
+end
+
+local function get(fields, name)
+  for i = 1, #fields, 2 do
+    if fields[i] == name then return fields[i + 1] end
+  end
+end
+
+local function entry_of(key, id)
+  local found = redis.call('XRANGE', key, id, id)[1]
+  return found and found[2]
+end
+
+-- Whether a message is queued, delayed or leased. The index alone is not believed: an entry that
+-- somebody deleted would swallow its successor.
+local function queued(base, id)
+  local place = redis.call('HGET', base .. ':ids', id)
+  if not place then return false end
+  local stream, entry = string.match(place, '^(%a+)/(.+)$')
+  return entry_of(base .. ':' .. stream, entry) ~= nil
+end
+
+-- A lease's rank, entry and length. What does not look like a lease has none of them.
+local function parse(lease)
+  local rank, entry, length = string.match(lease, '^(%a+)/(%d+%-%d+)/(%d+)/')
+  return rank, entry, tonumber(length)
+end
+
+-- Append `head` and the fields from number `first` on, without those named in `without`.
+local function append(key, head, fields, first, without)
+  -- unpack() gives up at 8,000 values. A foreign entry of that size is kept as one value; it
+  -- then has no body and is treated as the defect it is.
+  if #fields - first > 7000 then fields, first = {'packed', cmsgpack.pack(fields)}, 1 end
+  local all = {}
+  for i = 1, #head do all[i] = head[i] end
+  for i = first, #fields, 2 do
+    if not (without and without[fields[i]]) then
+      all[#all + 1] = fields[i]
+      all[#all + 1] = fields[i + 1]
+    end
+  end
+  return redis.call('XADD', key, '*', unpack(all))
+end
+
+-- Append a message to a rank, keeping its raw fields from number `first` on.
+local function enqueue(base, rank, id, attempts, fields, first)
+  local head = {}
+  if attempts > 0 then head = {'attempts', attempts} end
+  -- A foreign message was known by an id made of its old place: it keeps it.
+  local named = false
+  for i = first, #fields, 2 do named = named or fields[i] == 'id' end
+  if not named then head[#head + 1] = 'id'; head[#head + 1] = id end
+  local entry = append(base .. ':' .. rank, head, fields, first, {attempts = true})
+  redis.call('HSET', base .. ':ids', id, rank .. '/' .. entry)
+end
+
+-- Equal scores sort by the bytes of the member: padded, entry 10 comes after entry 9.
+local function pad(entry)
+  local time, sequence = string.match(entry, '^(%d+)%-(%d+)$')
+  return time .. '-' .. string.rep('0', 20 - #sequence) .. sequence
+end
+
+local function unpad(member)
+  return (string.gsub(member, '%-0*(%d)', '-%1'))
+end
+
+-- The fields of :delayed begin with these three pairs; then come the message's own.
+local function postpone(base, rank, id, attempts, due, fields)
+  local entry = append(base .. ':delayed', {'rank', rank, 'id', id, 'attempts', attempts}, fields, 1)
+  redis.call('ZADD', base .. ':due', due, pad(entry))
+  redis.call('HSET', base .. ':ids', id, 'delayed/' .. entry)
+end
+
+local function promote(base, now)
+  -- Bounded, so that a million that are due at once do not stop the server; the rest follows.
+  local due = redis.call('ZRANGEBYSCORE', base .. ':due', '-inf', now, 'LIMIT', 0, 1000)
+  for _, member in ipairs(due) do
+    local entry = unpad(member)
+    local fields = entry_of(base .. ':delayed', entry)
+    if fields then
+      enqueue(base, fields[2], fields[4], tonumber(fields[6]), fields, 7)
+      redis.call('XDEL', base .. ':delayed', entry)
+    end
+    redis.call('ZREM', base .. ':due', member)
+  end
+end
+
+-- Put what a lease holds where the next receive finds it first.
+local function release(base, lease, deliveries)
+  local rank, entry = parse(lease)
+  if rank then
+    local key = base .. ':' .. rank
+    if deliveries then
+      redis.call('XCLAIM', key, GROUP, RELEASED, 0, entry, 'JUSTID', 'RETRYCOUNT', deliveries)
+    else
+      redis.call('XCLAIM', key, GROUP, RELEASED, 0, entry, 'JUSTID')
+    end
+  end
+  redis.call('ZREM', base .. ':leases', lease)
+end
+
+-- How far the caller trusts this server's clock: `now` against what it expects, give or take
+-- `tolerance`, and for how long it has seen the clock go right. -1 for not at all.
+local function trust(now, expected, tolerance, trusted)
+  if math.abs(now - expected) > tonumber(tolerance) then return -1 end
+  return tonumber(trusted)
+end
+
+-- Do what time has made due: promote the delayed, take back what the dead held. Returns when
+-- there is more to do, if that is known.
+--
+-- An expired lease is believed only by who has watched the clock for half of that lease: a live
+-- holder renews within a third of it, and so survives a clock that jumped.
+local function catch_up(base, now, trusted)
+  local wake
+  local first = redis.call('ZRANGE', base .. ':due', 0, 0, 'WITHSCORES')
+  if first[1] and tonumber(first[2]) <= now then
+    promote(base, now)
+    first = redis.call('ZRANGE', base .. ':due', 0, 0, 'WITHSCORES')
+  end
+  if first[1] then wake = tonumber(first[2]) end
+  first = redis.call('ZRANGE', base .. ':leases', 0, 0, 'WITHSCORES')
+  if first[1] and tonumber(first[2]) > now then
+    wake = math.min(wake or math.huge, tonumber(first[2]))
+  elseif first[1] and trusted >= 0 then
+    local expired = redis.call('ZRANGEBYSCORE', base .. ':leases', '-inf', now, 'LIMIT', 0, 100)
+    for _, lease in ipairs(expired) do
+      local _, _, length = parse(lease)
+      if trusted >= (length or 0) / 2 then release(base, lease) end
+    end
+  end
+  return wake
+end
+
+-- The answer to a settlement by who does not hold the lease: 0, or -1 if the entry is gone too.
+local function not_held(base, lease)
+  local rank, entry = parse(lease)
+  return entry_of(base .. ':' .. rank, entry) and 0 or -1
+end
+
+-- Remove an entry that is leased, once it has been taken care of.
+local function finish(base, lease, rank, entry)
+  redis.call('ZREM', base .. ':leases', lease)
+  redis.call('XACK', base .. ':' .. rank, GROUP, entry)
+  redis.call('XDEL', base .. ':' .. rank, entry)
+end

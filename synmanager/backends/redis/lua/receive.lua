@@ -1,0 +1,44 @@
+-- Take one message: the first queue that has one, its highest rank, its oldest.
+-- KEYS: the bases of the queues. ARGV: token, lease, expected, tolerance, trusted (see trust()).
+-- Returns {queue's number, rank, entry, deliveries, fields, now} or
+-- {0, now, when to look again or -1, the newest entry of each queue's bell}.
+
+local function take(base)
+  for _, rank in ipairs(RANKS) do
+    local key = base .. ':' .. rank
+    while true do
+      local pending = redis.call('XPENDING', key, GROUP, '-', '+', 1, RELEASED)[1]
+      if not pending then break end
+      local entry, deliveries = pending[1], pending[4] + 1
+      local claimed = redis.call(
+        'XCLAIM', key, GROUP, LEASED, 0, entry, 'RETRYCOUNT', deliveries)[1]
+      if claimed then return rank, entry, deliveries, claimed[2] end
+      redis.call('XACK', key, GROUP, entry) -- somebody deleted it from the stream
+    end
+    local read = redis.call('XREADGROUP', 'GROUP', GROUP, LEASED, 'COUNT', 1, 'STREAMS', key, '>')
+    if read then
+      local found = read[1][2][1]
+      return rank, found[1], 1, found[2]
+    end
+  end
+end
+
+local now = milliseconds()
+local trusted = trust(now, ARGV[3], ARGV[4], ARGV[5])
+local wake = math.huge
+for number, base in ipairs(KEYS) do
+  wake = math.min(wake, catch_up(base, now, trusted) or math.huge)
+  local rank, entry, deliveries, fields = take(base)
+  if rank then
+    local lease = rank .. '/' .. entry .. '/' .. ARGV[2] .. '/' .. ARGV[1]
+    redis.call('ZADD', base .. ':leases', now + ARGV[2], lease)
+    return {number, rank, entry, deliveries, fields, now}
+  end
+end
+
+local empty = {0, now, wake < math.huge and wake or -1}
+for _, base in ipairs(KEYS) do
+  local newest = redis.call('XREVRANGE', base .. ':bell', '+', '-', 'COUNT', 1)[1]
+  empty[#empty + 1] = newest and newest[1] or '0-0'
+end
+return empty
