@@ -420,11 +420,12 @@ class ConsumerOperator(BaseOperator):
             runner, session = self._runner, self._connected()
             assert runner is not None
             delivery = session.call(
-                lambda backend: backend.adopt(channel, method, properties, body)
+                lambda backend: backend.adopt(
+                    self._queue_name(), channel, method, properties, body, settled=self.auto_ack
+                )
             )
-            delivery.queue = self._queue_name()
-            delivery.settled = self.auto_ack
-            runner.handle(delivery, handler)
+            if delivery is not None:
+                runner.handle(delivery, handler)
 
         return message_callback
 

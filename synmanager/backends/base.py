@@ -96,6 +96,8 @@ class Features:
         deduplicates: a publish whose id is queued, delayed or leased is accepted and ignored.
         deletes: ``delete`` works.
         counts_leased, counts_delayed: ``count`` knows those numbers.
+        ranks_foreign: a message of another program, which has no rank, counts as a normal one
+            and not as the lowest.
     """
 
     durable: bool
@@ -105,6 +107,7 @@ class Features:
     deletes: bool
     counts_leased: bool
     counts_delayed: bool
+    ranks_foreign: bool
 
 
 @dataclass(frozen=True)
@@ -325,9 +328,15 @@ class QueueBackend(ABC):
         """
         return self, self
 
-    def adopt(self, channel: Any, method: Any, properties: Any, body: bytes) -> Delivery:
+    def adopt(
+        self, queue: str, channel: Any, method: Any, properties: Any, body: bytes, *, settled: bool
+    ) -> Delivery | None:
         """Make a delivery of what the client library handed to a consumer callback directly.
 
-        Settling it goes through ``channel``, in the calling thread.
+        Settling it goes through ``channel``, in the calling thread. None if it must not be run
+        now, because it comes again with its attempts counted.
+
+        Args:
+            settled: the consumer acknowledges by itself.
         """
         raise Unsupported(f"{self.address.scheme} has no consumer callbacks of its own")

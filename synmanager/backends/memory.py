@@ -159,6 +159,7 @@ class MemoryBackend(QueueBackend):
         deletes=True,
         counts_leased=True,
         counts_delayed=True,
+        ranks_foreign=True,
     )
 
     def __init__(self, address: Address, broker: MemoryBroker | None = None) -> None:

@@ -184,10 +184,13 @@ class FlakyBackend(MemoryBackend):
         self._enter("renew")
         super().renew(delivery)
 
-    def adopt(self, channel: Any, method: Any, properties: Any, body: bytes) -> Delivery:
+    def adopt(
+        self, queue: str, channel: Any, method: Any, properties: Any, body: bytes, *, settled: bool
+    ) -> Delivery:
         """As where the client library has consumer callbacks: ``method`` is the delivery."""
         self._enter("adopt")
         assert isinstance(method, Delivery)
+        method.queue, method.settled = queue, settled
         return method
 
     def _enter(self, method: str) -> None:

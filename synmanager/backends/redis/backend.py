@@ -96,6 +96,7 @@ class RedisBackend(QueueBackend):
         deletes=True,
         counts_leased=True,
         counts_delayed=True,
+        ranks_foreign=True,
     )
 
     def __init__(

@@ -1,0 +1,428 @@
+"""The RabbitMQ driver."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+from pika.exceptions import ChannelClosedByBroker
+
+from synmanager.backends.base import (
+    Address,
+    Counts,
+    DeadLetter,
+    Delivery,
+    ExchangeSpec,
+    Features,
+    QueueBackend,
+    QueueSpec,
+)
+from synmanager.backends.rabbitmq import properties
+from synmanager.backends.rabbitmq.delays import ENTRY, TOP, way
+from synmanager.backends.rabbitmq.faults import (
+    NOT_FOUND,
+    NOT_IMPLEMENTED,
+    PRECONDITION_FAILED,
+    translate,
+    translated,
+)
+from synmanager.backends.rabbitmq.frames import Content
+from synmanager.backends.rabbitmq.lane import Arrival, Lane, Unconfirmed
+from synmanager.backends.rabbitmq.link import Link
+from synmanager.backends.rabbitmq.native import NativeLane, blocking_connection
+from synmanager.backends.rabbitmq.parameters import connection_parameters
+from synmanager.backends.rabbitmq.topology import Topology, dead_queue
+from synmanager.errors import (
+    BrokerUnavailable,
+    LeaseLost,
+    PublishInterrupted,
+    PublishRefused,
+    Unroutable,
+    Unsupported,
+)
+from synmanager.message import Message
+
+__all__ = ["RabbitMQBackend"]
+
+#: Dead letters that are put back at a time.
+_REDRIVEN_AT_ONCE = 100
+
+#: Lost deliveries without an id whose made-up ids are kept, in case they come again.
+_REMEMBERED = 1000
+
+
+class _Receipt(NamedTuple):
+    """A delivery's handle. The channel in it is its epoch."""
+
+    link: Link
+    arrival: Arrival
+
+
+class RabbitMQBackend(QueueBackend):
+    """A connection to RabbitMQ, 3.10 or later."""
+
+    features = Features(
+        durable=True,
+        shared=True,
+        timed_lease=False,
+        deduplicates=False,
+        deletes=False,
+        counts_leased=False,
+        counts_delayed=False,
+        ranks_foreign=False,
+    )
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(address)
+        self._parameters = connection_parameters(address)
+        self._where = f"{self._parameters.host}:{self._parameters.port}"
+        self._warned: set[str] = set()
+        self._lost: OrderedDict[tuple[str, bytes], str] = OrderedDict()
+        self._opening = threading.Lock()
+        self._link: Link | None = None
+        self._native: Any = None
+        self._topology: Topology
+
+    def open(self) -> None:
+        with self._opening:
+            if self.is_open:
+                return
+            self.close()
+            link = Link(self._parameters, self.address.timeout, self.address.heartbeat)
+            with translated(self._where):
+                link.open()
+            self._topology = Topology(link, self._warned)
+            self._link = link
+
+    def close(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        native, self._native = self._native, None
+        if native is not None and native.is_open:
+            with suppress(Exception):  # it is the caller's, who may have broken it
+                native.close()
+
+    @property
+    def is_open(self) -> bool:
+        return self._link is not None and self._link.is_open
+
+    def abandon(self) -> None:
+        # Kept: what is collected here could say goodbye in the parent's name.
+        self._parents = (self._link, self._native)
+        self._link = self._native = None
+        self._opening = threading.Lock()
+
+    def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
+        with self._connected():
+            self._topology.declare(*specs)
+
+    def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        messages: Sequence[Message],
+        *,
+        delay: float = 0.0,
+    ) -> None:
+        with self._connected() as link, link.lane() as lane:
+            if delay > 0:
+                self._publish_delayed(lane, exchange, routing_key, messages, delay)
+            else:
+                contents = [properties.fresh(message) for message in messages]
+                _publish(lane, exchange, routing_key, contents, messages)
+
+    def receive(self, queues: Sequence[str], wait: float) -> Delivery | None:
+        deadline = time.monotonic() + wait
+        with self._connected() as link:
+            while True:
+                arrival = _get(link, queues)
+                if arrival is None:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return None
+                    arrival = self._listen(link, queues, left)
+                if arrival is not None:
+                    delivery = self._accept(link, arrival)
+                    if delivery is not None:
+                        return delivery
+
+    def ack(self, delivery: Delivery) -> None:
+        with self._held(delivery) as receipt:
+            if receipt is not None:
+                _remove(delivery, receipt)
+
+    def nack(self, delivery: Delivery, *, delay: float = 0.0, count: bool = True) -> None:
+        with self._held(delivery) as receipt:
+            if receipt is None:
+                return
+            attempts = delivery.attempt if count else delivery.attempt - 1
+            original, message = receipt.arrival.properties, delivery.message
+            with receipt.link.lane() as lane:
+                if delay > 0:
+                    headers = way(delay, queue=delivery.queue)
+                    self._topology.delays.lead_to_queue(lane, delivery.queue)
+                    copy = properties.again(original, message, attempts, headers)
+                    _publish(lane, TOP, "", [copy], [message])
+                else:
+                    copy = properties.again(original, message, attempts, head=True)
+                    _publish(lane, "", delivery.queue, [copy], [message])
+            _remove(delivery, receipt)
+
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        with self._held(delivery) as receipt:
+            if receipt is None:
+                return
+            message, queue = delivery.message, delivery.queue
+            letter = properties.dead(
+                receipt.arrival.properties, message, queue, delivery.attempt, reason
+            )
+            with receipt.link.lane() as lane:
+                try:
+                    _publish(lane, "", dead_queue(queue), [letter], [message])
+                except Unroutable:  # somebody deleted it, or nobody declared the queue here
+                    self._topology.declare_dead_queue(queue)
+                    _publish(lane, "", dead_queue(queue), [letter], [message])
+            _remove(delivery, receipt)
+
+    def renew(self, delivery: Delivery) -> None:
+        with self._held(delivery):
+            pass
+
+    def count(self, queue: str) -> Counts:
+        with self._connected() as link:
+            with link.lane() as lane:
+                ready = lane.call("queue_declare", queue, passive=True).message_count
+            return Counts(ready=ready, leased=None, delayed=None, dead=_count_dead(link, queue))
+
+    def purge(self, queue: str) -> int:
+        with self._connected() as link, link.lane() as lane:
+            return int(lane.call("queue_purge", queue).message_count)
+
+    def delete(self, queue: str, message_id: str) -> bool:
+        raise Unsupported(
+            "RabbitMQ cannot find a message by its id. Let the callback ask whether its job is "
+            "still wanted, or purge the queue and submit the rest again"
+        )
+
+    def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
+        letters: list[DeadLetter] = []
+        with self._connected() as link:
+            if not _count_dead(link, queue):
+                return letters
+            lane = Lane(link)  # one of its own: when it closes, all goes back to where it was
+            try:
+                while len(letters) < limit and (arrival := lane.get(dead_queue(queue))):
+                    letters.append(properties.dead_letter(queue, arrival.properties, arrival.body))
+            finally:
+                lane.close()
+            link.wait(lambda: lane.is_lost)
+        return letters
+
+    def redrive(self, queue: str, limit: int) -> int:
+        moved = 0
+        with self._connected() as link:
+            limit = min(limit, _count_dead(link, queue))
+            while moved < limit:
+                with link.lane() as lane:
+                    arrivals: list[Arrival] = []
+                    while len(arrivals) < min(_REDRIVEN_AT_ONCE, limit - moved):
+                        arrival = lane.get(dead_queue(queue))
+                        if arrival is None:
+                            break
+                        arrivals.append(arrival)
+                    if not arrivals:
+                        break
+                    letters = [properties.read(a.properties, a.body).message for a in arrivals]
+                    copies = [
+                        properties.again(arrival.properties, letter, attempts=0)
+                        for arrival, letter in zip(arrivals, letters, strict=True)
+                    ]
+                    _publish(lane, "", queue, copies, letters)
+                    lane.ack(arrivals[-1].tag, multiple=True)
+                    moved += len(arrivals)
+        return moved
+
+    def purge_dead_letters(self, queue: str) -> int:
+        with self._connected() as link:
+            if not _count_dead(link, queue):
+                return 0
+            with link.lane() as lane:
+                return int(lane.call("queue_purge", dead_queue(queue)).message_count)
+
+    def native(self) -> tuple[Any, Any]:
+        with self._connected():
+            pass
+        if self._native is None or not self._native.is_open:
+            with translated(self._where):
+                self._native = blocking_connection(self._parameters, self.address.timeout)
+        return self._native, self._native.channel()
+
+    def adopt(
+        self, queue: str, channel: Any, method: Any, header: Any, body: bytes, *, settled: bool
+    ) -> Delivery | None:
+        arrival = NativeLane(channel).arrival(queue, method, header, body)
+        with self._connected() as link:
+            if settled:
+                return self._make_delivery(link, arrival, settled=True)
+            return self._accept(link, arrival)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Link]:
+        """The link, with its lock; pika's errors become ours."""
+        link = self._link
+        if link is None:
+            raise BrokerUnavailable(f"not connected to RabbitMQ at {self._where}")
+        with translated(self._where), link:
+            yield link
+
+    @contextmanager
+    def _held(self, delivery: Delivery) -> Iterator[_Receipt | None]:
+        """A delivery's receipt, with the link's lock; None if it is settled already.
+
+        Raises:
+            LeaseLost: its channel is gone, and so the broker has taken it back.
+        """
+        if delivery.settled:
+            yield None
+            return
+        receipt: _Receipt = delivery.receipt
+        arrival = receipt.arrival
+        with self._connected() as link:
+            if link is receipt.link:
+                link.glance()
+            if link is not receipt.link or arrival.lane.is_lost:
+                if arrival.properties.message_id is None:
+                    self._remember(arrival, delivery.message.id)
+                raise LeaseLost(
+                    f"job {delivery.message.id} was taken back: its channel or connection is gone"
+                )
+            yield receipt
+
+    def _publish_delayed(
+        self,
+        lane: Lane,
+        exchange: str,
+        routing_key: str,
+        messages: Sequence[Message],
+        delay: float,
+    ) -> None:
+        headers = way(delay, exchange=exchange, routing_key=routing_key)
+        try:
+            self._topology.delays.lead_to_exchange(lane, exchange)
+            contents = [properties.delayed(message, headers) for message in messages]
+            _publish(lane, ENTRY, routing_key, contents, messages)
+        except (ChannelClosedByBroker, Unroutable) as error:
+            if isinstance(error, ChannelClosedByBroker) and error.reply_code != NOT_FOUND:
+                raise
+            raise Unroutable(
+                f"no queue is declared on exchange {exchange!r} with routing key {routing_key!r}"
+            ) from error
+
+    def _listen(self, link: Link, queues: Sequence[str], seconds: float) -> Arrival | None:
+        try:
+            with link.lane() as lane:
+                arrivals = lane.listen(queues, seconds)
+        except ChannelClosedByBroker as error:
+            if error.reply_code != NOT_IMPLEMENTED or not link.shares_prefetch:
+                raise
+            link.shares_prefetch = False  # forbidden on this broker, as 4.3 does by default
+            return None
+        arrivals.sort(key=lambda arrival: queues.index(arrival.queue))
+        for extra in arrivals[1:]:
+            self._replace(link, extra, extra_attempts=0)
+        return arrivals[0] if arrivals else None
+
+    def _accept(self, link: Link, arrival: Arrival) -> Delivery | None:
+        """Make a delivery of what arrived; None if it has to come again first.
+
+        A classic queue flags a message that was handed out before and does not count how often. So
+        the count is written into a copy that takes its place, before anyone runs it: a job that
+        kills its worker would otherwise never end.
+        """
+        is_counted = properties.read(arrival.properties, b"").is_counted
+        if arrival.redelivered and not is_counted:
+            self._replace(link, arrival, extra_attempts=1)
+            return None
+        return self._make_delivery(link, arrival)
+
+    def _make_delivery(self, link: Link, arrival: Arrival, settled: bool = False) -> Delivery:
+        known = None
+        if arrival.properties.message_id is None and self._lost:
+            known = self._lost.pop((arrival.queue, arrival.body), None)
+        message, attempts, _, defect = properties.read(arrival.properties, arrival.body, known)
+        receipt = _Receipt(link, arrival)
+        return Delivery(message, arrival.queue, attempts + 1, receipt, defect, settled)
+
+    def _replace(self, link: Link, arrival: Arrival, *, extra_attempts: int) -> None:
+        """Put a copy at the head of the queue, with a count of its attempts."""
+        try:
+            delivery = self._make_delivery(link, arrival)
+            attempts = delivery.attempt - 1 + extra_attempts
+            copy = properties.again(arrival.properties, delivery.message, attempts, head=True)
+            with link.lane() as lane:
+                _publish(lane, "", arrival.queue, [copy], [delivery.message])
+        except BaseException:
+            arrival.lane.close()
+            raise
+        _remove(delivery, _Receipt(link, arrival))
+
+    def _remember(self, arrival: Arrival, message_id: str) -> None:
+        """Keep the id that we gave to a message without one: it comes again without one."""
+        self._lost[arrival.queue, arrival.body] = message_id
+        if len(self._lost) > _REMEMBERED:
+            self._lost.popitem(last=False)
+
+
+def _get(link: Link, queues: Sequence[str]) -> Arrival | None:
+    with link.lane() as lane:
+        for queue in queues:
+            arrival = lane.get(queue)
+            if arrival is not None:
+                return arrival
+    return None
+
+
+def _count_dead(link: Link, queue: str) -> int:
+    try:
+        with link.lane() as lane:
+            return int(lane.call("queue_declare", dead_queue(queue), passive=True).message_count)
+    except ChannelClosedByBroker as error:
+        if error.reply_code != NOT_FOUND:
+            raise
+        return 0
+
+
+def _publish(
+    lane: Lane,
+    exchange: str,
+    routing_key: str,
+    contents: Sequence[Content],
+    messages: Sequence[Message],
+) -> None:
+    try:
+        lane.publish(exchange, routing_key, contents)
+    except Unconfirmed as error:
+        cause = error.cause
+        if isinstance(cause, ChannelClosedByBroker):
+            if cause.reply_code == NOT_FOUND:
+                raise Unroutable(cause.reply_text) from cause
+            if cause.reply_code == PRECONDITION_FAILED:  # larger than the broker's limit
+                raise PublishRefused(cause.reply_text) from cause
+            raise cause from error
+        raise PublishInterrupted(
+            f"not confirmed: {translate(cause, 'the broker')}",
+            [messages[index] for index in error.indices],
+        ) from cause
+
+
+def _remove(delivery: Delivery, receipt: _Receipt) -> None:
+    """Acknowledge what has been taken care of."""
+    lane = receipt.arrival.lane
+    lane.ack(receipt.arrival.tag)
+    receipt.link.give_back(lane)
+    delivery.settled = True

@@ -1,0 +1,85 @@
+"""What pika raises and RabbitMQ answers, as this project's errors."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pika import exceptions as pika_errors
+
+from synmanager.errors import (
+    AccessRefused,
+    BrokerUnavailable,
+    SynmanagerError,
+    TopologyError,
+)
+
+__all__ = [
+    "ACCESS_REFUSED",
+    "NOT_FOUND",
+    "NOT_IMPLEMENTED",
+    "PRECONDITION_FAILED",
+    "translate",
+    "translated",
+]
+
+# AMQP's reply codes.
+ACCESS_REFUSED = 403
+NOT_FOUND = 404
+PRECONDITION_FAILED = 406
+_NOT_ALLOWED = 530
+NOT_IMPLEMENTED = 540
+
+_REFUSALS = (
+    pika_errors.ProbableAuthenticationError,
+    pika_errors.ProbableAccessDeniedError,
+    pika_errors.AuthenticationError,
+)
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Raise our errors for pika's; ``where`` is the broker, as ``host:port``."""
+    try:
+        yield
+    except SynmanagerError:
+        raise
+    except (pika_errors.AMQPError, OSError) as error:
+        raise translate(error, where) from error
+
+
+def translate(error: BaseException, where: str) -> SynmanagerError:
+    """Return our error for one of pika's or of the socket's."""
+    if isinstance(error, SynmanagerError):
+        return error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return AccessRefused(
+            f"no trust between us and {where}: its certificate is not valid here: "
+            f"{error.verify_message}"
+        )
+    if isinstance(error, ssl.SSLError):
+        return AccessRefused(f"TLS with {where} fails: {error.reason or error}")
+    if isinstance(error, pika_errors.ChannelClosedByBroker):
+        kind = AccessRefused if error.reply_code == ACCESS_REFUSED else TopologyError
+        return kind(f"RabbitMQ at {where}: {error.reply_text}")
+    refused = isinstance(error, _REFUSALS) or (
+        isinstance(error, pika_errors.ConnectionClosedByBroker)
+        and error.reply_code in (ACCESS_REFUSED, _NOT_ALLOWED)
+    )
+    if refused:
+        text = getattr(error, "reply_text", None) or "it ended the login"
+        return AccessRefused(
+            f"RabbitMQ at {where} does not let us in: {text}; "
+            "check user, password, virtual host and permissions"
+        )
+    return BrokerUnavailable(
+        f"no connection to RabbitMQ at {where}: {_in_words(error)}; "
+        "is it running, and can it be reached?"
+    )
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, pika_errors.ConnectionClosed):
+        return f"{error.reply_code} {error.reply_text}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,234 @@
+"""A channel in confirm mode that does one thing at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pika.spec import Basic
+
+from synmanager.backends.rabbitmq.channel import GreedyChannel
+from synmanager.backends.rabbitmq.frames import Content, Publication
+from synmanager.errors import BrokerUnavailable, PublishRefused, Unroutable
+
+if TYPE_CHECKING:
+    from synmanager.backends.rabbitmq.link import Link
+
+__all__ = ["Arrival", "Lane", "Unconfirmed"]
+
+#: Messages that are handed to the socket before its answers are looked at.
+_BURST = 500
+
+#: Messages that may be on their way unconfirmed.
+_WINDOW = 5_000
+
+
+class Arrival(NamedTuple):
+    """A message that the broker has handed to us.
+
+    Attributes:
+        lane: the channel it came on, on which alone it can be settled.
+        tag: its number there.
+        redelivered: the broker's flag: it was handed out before.
+    """
+
+    lane: Lane
+    tag: int
+    queue: str
+    redelivered: bool
+    properties: Any
+    body: bytes
+
+
+class Unconfirmed(Exception):
+    """A publish came to an end before all of it was confirmed.
+
+    Attributes:
+        indices: of the messages in doubt.
+    """
+
+    def __init__(self, cause: Exception, indices: Sequence[int]) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.indices = indices
+
+
+class Lane:
+    """A channel of its own for each call, and for each delivery until that is settled.
+
+    So the channel is the epoch: a delivery's number on it can never mean another job's, and a
+    channel that the broker closes, for a mistake of a call or because a job outlasts the
+    broker's patience, takes nothing else with it.
+
+    All methods are called with the link's lock held, and raise what pika raises: a
+    ``ChannelClosedByBroker``, if the broker closes the channel.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._end: BaseException | None = None
+        self._held: set[int] = set()
+        self._confirming: dict[int, int] = {}  # delivery tag: index in the batch
+        self._published = 0
+        self._refused = 0
+        self._returned: str | None = None
+        self._got: list[Any] = []
+        self._has_qos = False
+        self._is_cancelled = False
+        self._queues: dict[str, str] = {}  # by consumer tag
+        opened: list[object] = []
+        self._channel: GreedyChannel = link.wire.channel(on_open_callback=opened.append)
+        self._channel.add_on_close_callback(self._note_end)
+        self._wait(lambda: opened)
+        self._channel.add_callback(self._got.append, [Basic.GetEmpty], one_shot=False)
+        self._channel.add_on_return_callback(self._note_return)
+        self._channel.add_on_cancel_callback(self._note_cancel)
+        self.call("confirm_delivery", self._note_confirmation)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is closed, and the broker has taken back what was held on it."""
+        return self._end is not None
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether nothing is held on it, nor awaited."""
+        return not (self.is_lost or self._held or self._confirming)
+
+    def close(self) -> None:
+        """Give back what is held, and be done with."""
+        if self._channel.is_open:
+            self._channel.close()
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call one of pika's channel methods that the broker answers; return the answer."""
+        replies: list[Any] = []
+        getattr(self._channel, method)(*args, callback=replies.append, **kwargs)
+        self._wait(lambda: replies)
+        return replies[0].method
+
+    def get(self, queue: str) -> Arrival | None:
+        """Take a message; None if there is none."""
+        self._got.clear()
+        self._channel.basic_get(queue, lambda _, *message: self._got.append(message))
+        self._wait(lambda: self._got)
+        (answer,) = self._got
+        return self._hold(queue, *answer) if isinstance(answer, tuple) else None
+
+    def listen(self, queues: Sequence[str], seconds: float) -> list[Arrival]:
+        """Wait for a message from any of the queues.
+
+        Returns:
+            one, as a rule; none after ``seconds`` or when a queue is deleted meanwhile; more than
+            one only where the broker knows no prefetch over a whole channel, if they came at once.
+        """
+        arrived = self._channel.arrived
+        self._limit_prefetch()
+        self._is_cancelled = False
+        for queue in queues:
+            if arrived:
+                break
+            self._got.clear()
+            tag = self._channel.basic_consume(queue, _unused, callback=self._got.append)
+            self._queues[tag] = queue
+            self._wait(lambda: self._got)
+        self._link.wait(lambda: arrived or self.is_lost or self._is_cancelled, seconds)
+        # What crosses with the last cancelling is waited for: it would be held, and by nobody.
+        tags = [tag for tag in self._queues if tag in self._channel.consumer_tags]
+        for tag in tags:
+            done: list[object] = []
+            self._channel.basic_cancel(tag, callback=done.append)
+            self._wait(lambda done=done: done)  # type: ignore[misc]
+        arrivals = [
+            self._hold(self._queues[method.consumer_tag], method, properties, body)
+            for method, properties, body in arrived
+        ]
+        arrived.clear()
+        self._queues.clear()
+        return arrivals
+
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        """Settle a delivery, or all up to it."""
+        self._channel.basic_ack(tag, multiple)
+        self._held = {held for held in self._held if held > tag} if multiple else self._held - {tag}
+
+    def publish(self, exchange: str, routing_key: str, contents: Sequence[Content]) -> None:
+        """Publish a batch and wait until the broker has accepted all of it.
+
+        Raises:
+            Unconfirmed: it ended before; says which messages are in doubt.
+            Unroutable, PublishRefused: the broker's word.
+            BrokerUnavailable: it has said that it takes no messages; none was sent.
+        """
+        if self._link.wire.blocked is not None:
+            raise BrokerUnavailable(f"the broker takes no messages: {self._link.wire.blocked}")
+        self._refused, self._returned = 0, None
+        try:
+            self._emit(Publication(exchange, routing_key, self._channel.channel_number), contents)
+        except Exception as error:
+            in_doubt = sorted(self._confirming.values())
+            # What was not sent yet is in doubt as well.
+            unsent = range(max(in_doubt, default=-1) + 1, len(contents))
+            raise Unconfirmed(error, [*in_doubt, *unsent]) from error
+        if self._returned is not None:
+            raise Unroutable(
+                f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r} "
+                f"({self._returned})"
+            )
+        if self._refused:
+            raise PublishRefused(f"the broker refused {self._refused} messages: is a queue full?")
+
+    def _emit(self, publication: Publication, contents: Sequence[Content]) -> None:
+        wire = self._link.wire
+        frame_max = wire.params.frame_max
+        for start in range(0, len(contents), _BURST):
+            for index, content in enumerate(contents[start : start + _BURST], start):
+                self._published += 1
+                self._confirming[self._published] = index
+                wire.emit(publication.frames(content, frame_max))
+            last = start + _BURST >= len(contents)
+            self._await_confirmations(0 if last else _WINDOW)
+
+    def _await_confirmations(self, left: int) -> None:
+        # As long as some come, the broker is only slow.
+        while (before := len(self._confirming)) > left:
+            self._wait(lambda before=before: len(self._confirming) < before)  # type: ignore[misc]
+
+    def _limit_prefetch(self) -> None:
+        if not self._has_qos:
+            self.call("basic_qos", prefetch_count=1, global_qos=self._link.shares_prefetch)
+            self._has_qos = True
+
+    def _wait(self, done: Callable[[], object]) -> None:
+        self._link.wait(lambda: done() or self._end)
+        if self._end is not None and not done():
+            raise self._end
+
+    def _hold(self, queue: str, method: Any, properties: Any, body: bytes) -> Arrival:
+        self._held.add(method.delivery_tag)
+        return Arrival(self, method.delivery_tag, queue, method.redelivered, properties, body)
+
+    def _note_end(self, _: object, reason: BaseException) -> None:
+        self._end = reason
+
+    def _note_cancel(self, _: object) -> None:
+        self._is_cancelled = True
+
+    def _note_return(self, _: object, method: Any, *message: object) -> None:
+        self._returned = method.reply_text
+
+    def _note_confirmation(self, frame: Any) -> None:
+        tag = frame.method.delivery_tag
+        if frame.method.multiple:
+            done = list(takewhile(lambda each: each <= tag, self._confirming))
+        else:
+            done = [tag]
+        for each in done:
+            self._confirming.pop(each, None)
+        if isinstance(frame.method, Basic.Nack):
+            self._refused += len(done)
+
+
+def _unused(*_: object) -> None:
+    """pika wants a callback for each consumer; the channel collects instead."""

@@ -1,0 +1,222 @@
+"""One connection to the broker, shared by the threads that use it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pika.connection
+
+from synmanager.backends.rabbitmq.lane import Lane
+from synmanager.backends.rabbitmq.wire import Wire
+from synmanager.errors import BrokerUnavailable
+
+__all__ = ["Link"]
+
+#: Seconds that an orderly goodbye may take before the connection is cut.
+_GOODBYE = 2.0
+
+#: Unused channels that are kept for the next call.
+_KEPT_LANES = 8
+
+
+class Link:
+    """A monitor around a :class:`Wire`: ``with link:`` is its lock.
+
+    A thread that waits for a reply does the I/O itself, if no other thread is doing it already;
+    then it waits for that one. When nobody waits, for instance while a callback runs for hours, a
+    thread of its own looks in every now and then: it sends the heartbeats, and notices a channel
+    or a connection that is gone.
+
+    Args:
+        parameters: pika's, of a broker that may be there or not.
+        timeout: seconds until a broker that does not answer is given up.
+        heartbeat: seconds between signs of life.
+    """
+
+    def __init__(
+        self, parameters: pika.connection.Parameters, timeout: float, heartbeat: float
+    ) -> None:
+        self._parameters = parameters
+        self.timeout = timeout
+        self._silence = heartbeat * 1.5
+        self._glance = min(1.0, heartbeat / 8)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._polling = False
+        self._closed = threading.Event()
+        self._idle: list[Lane] = []
+        #: Whether the broker can limit the deliveries of a whole channel, see Lane.listen().
+        self.shares_prefetch = True
+        self.wire: Wire
+
+    def open(self) -> None:
+        """Connect, log in, and start to keep the connection alive.
+
+        Raises:
+            OSError: nobody answers, or TLS fails.
+            pika.exceptions.AMQPError: the broker refuses us.
+            BrokerUnavailable: it does not answer.
+        """
+        self.wire = Wire(self._parameters, self._connect(), self._silence)
+        with self:
+            self.wait(lambda: self.wire.is_open)
+        threading.Thread(target=self._keep_alive, name="synmanager-rabbitmq", daemon=True).start()
+
+    @property
+    def is_open(self) -> bool:
+        return not self._closed.is_set() and self.wire.ended is None
+
+    def __enter__(self) -> Link:
+        self._lock.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._send()
+        finally:
+            self._lock.release()
+
+    def wait(self, done: Callable[[], object], seconds: float | None = None) -> bool:
+        """Do I/O until ``done``; the caller holds the lock, which is free in between.
+
+        Args:
+            seconds: return False after so many; by default, a broker that keeps quiet for the
+                link's timeout is given up.
+
+        Raises:
+            BrokerUnavailable: the broker keeps quiet for too long.
+            BaseException: why the connection ended before ``done``.
+        """
+        deadline = time.monotonic() + (self.timeout if seconds is None else seconds)
+        while not done():
+            if self.wire.ended is not None:
+                if self._closed.is_set():
+                    raise BrokerUnavailable("the connection was closed")
+                raise self.wire.ended
+            left = deadline - time.monotonic()
+            if left > 0:
+                self._do_io(left)
+            elif seconds is not None:
+                return False
+            else:
+                self._give_up()
+        return True
+
+    def glance(self) -> None:
+        """Handle what has arrived, without waiting; the caller holds the lock."""
+        if self.wire.ended is None and not self._polling:
+            self._do_io(0)
+
+    @contextmanager
+    def lane(self) -> Iterator[Lane]:
+        """A channel for one call; the caller holds the lock.
+
+        A delivery that is held on it afterwards keeps it, see :meth:`give_back`.
+        """
+        lane = self._take_lane()
+        try:
+            yield lane
+        except BaseException:
+            lane.close()  # an answer may still be to come
+            raise
+        self.give_back(lane)
+
+    def give_back(self, lane: Lane) -> None:
+        """Keep a channel for the next call, if nothing is held on it."""
+        if lane.is_reusable:
+            if len(self._idle) < _KEPT_LANES:
+                self._idle.append(lane)
+            else:
+                lane.close()
+
+    def close(self) -> None:
+        """Say goodbye and cut the connection; waiting threads end with ``BrokerUnavailable``."""
+        with self._lock:
+            if self._closed.is_set():
+                return
+            self._closed.set()
+            if self.wire.is_open:
+                self._say_goodbye()
+            self.wire.abort("closed")
+            if self._polling:
+                self.wire.wake()  # and that thread frees the sockets
+            else:
+                self.wire.dispose()
+            self._changed.notify_all()
+
+    def _take_lane(self) -> Lane:
+        while self._idle:
+            lane = self._idle.pop()
+            if lane.is_reusable:  # else the broker has closed it meanwhile
+                return lane
+        return Lane(self)
+
+    def _connect(self) -> socket.socket:
+        parameters = self._parameters
+        sock = socket.create_connection((parameters.host, parameters.port), self.timeout)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tls = parameters.ssl_options
+            if tls is not None:
+                context: ssl.SSLContext = tls.context
+                return context.wrap_socket(sock, server_hostname=tls.server_hostname)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _say_goodbye(self) -> None:
+        deadline = time.monotonic() + min(_GOODBYE, self.timeout)
+        self.wire.close()
+        with suppress(Exception):  # an end is all that is wanted
+            self.wait(lambda: self.wire.ended is not None, deadline - time.monotonic())
+
+    def _do_io(self, seconds: float) -> None:
+        """Wait for something to happen, and handle it unless another thread does."""
+        self._send()
+        if self._polling:
+            self._changed.wait(seconds)
+            return
+        self._polling = True
+        try:
+            until_timer = self.wire.next_timer - time.monotonic()
+            self._lock.release()
+            try:
+                self.wire.poll(min(seconds, until_timer))
+            finally:
+                self._lock.acquire()
+            try:
+                self.wire.process()
+            except BaseException:
+                # Interrupted, by a signal perhaps, who knows where in the protocol.
+                self.wire.abort("interrupted")
+                raise
+        finally:
+            self._polling = False
+            if self.wire.ended is not None and self._closed.is_set():
+                self.wire.dispose()
+            self._changed.notify_all()
+
+    def _send(self) -> None:
+        self.wire.flush()
+        if self._polling and (self.wire.has_unsent or self.wire.ended is not None):
+            self.wire.wake()  # that thread has to know
+
+    def _give_up(self) -> None:
+        silence = f"no answer within {self.timeout:g} s"
+        if self.wire.blocked is None:
+            self.wire.abort(silence)
+            self._changed.notify_all()
+            raise BrokerUnavailable(silence)
+        # It is alive, and will read on once it has room again; what is leased stays so.
+        raise BrokerUnavailable(f"{silence}: the broker reads nothing, it is {self.wire.blocked}")
+
+    def _keep_alive(self) -> None:
+        while not self._closed.wait(self._glance):
+            with self._lock:
+                self.glance()

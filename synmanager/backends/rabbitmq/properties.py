@@ -1,0 +1,246 @@
+"""What travels beside a body: AMQP properties and headers.
+
+A message of this project has a message id, a priority that stands for its rank, a timestamp, and
+these headers; whoever knows none of them may publish a body alone.
+
+==============================  ==================================================================
+``x-synmanager-schema``         version of all this
+``x-synmanager-submitted-at``   microseconds since the epoch; AMQP's timestamp knows only seconds
+``x-synmanager-attempts``       deliveries so far that came to nothing, crashes included
+``x-synmanager-queue``          of a dead letter: where it was taken from
+``x-synmanager-reason``         of a dead letter: why
+``x-synmanager-died-at``        of a dead letter: microseconds since the epoch
+==============================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from struct import pack
+from typing import Any, NamedTuple
+
+from pika.data import encode_table
+from pika.spec import BasicProperties
+
+from synmanager.backends.base import DeadLetter
+from synmanager.backends.rabbitmq.frames import Content
+from synmanager.message import Message, Rank, new_id
+
+__all__ = ["MAX_PRIORITY", "Metadata", "again", "dead", "dead_letter", "delayed", "fresh", "read"]
+
+#: ``x-max-priority`` of the queues that this project and its image create.
+MAX_PRIORITY = 9
+
+#: Right on queues of every kind: classic ones, and quorum queues of 4.0 and of 4.3, whose
+#: messages without a priority count as 4. One more puts a message at the head of its rank.
+_PRIORITIES = {Rank.LOW: 1, Rank.NORMAL: 4, Rank.HIGH: 8}
+
+_SCHEMA = "x-synmanager-schema"
+_SUBMITTED_AT = "x-synmanager-submitted-at"
+_ATTEMPTS = "x-synmanager-attempts"
+_QUEUE = "x-synmanager-queue"
+_REASON = "x-synmanager-reason"
+_DIED_AT = "x-synmanager-died-at"
+
+#: What quorum queues count by themselves.
+_DELIVERY_COUNT = "x-delivery-count"
+
+#: Bytes. All headers of a message share one frame, of 128 KiB by default.
+_LONGEST_REASON = 16_384
+_MOST_PROPERTIES = 65_536
+
+_CONTENT_TYPE = "application/json"
+_PERSISTENT = 2
+
+
+class Metadata(NamedTuple):
+    """What the properties say.
+
+    Attributes:
+        attempts: deliveries before this one that came to nothing, as far as they are counted.
+        is_counted: whether the broker counts deliveries that come to nothing itself.
+        defect: what is wrong with the properties, if something is.
+    """
+
+    message: Message
+    attempts: int
+    is_counted: bool
+    defect: str | None
+
+
+def fresh(message: Message) -> Content:
+    """A new message. This is what happens most, so it is not left to pika's encoder."""
+    if message.submitted_at is None:
+        return _encode(_new_properties(message), message.body)
+    properties = b"".join(
+        (
+            _FLAGS,
+            _short(_CONTENT_TYPE.encode()),
+            _table(message.schema),
+            pack(">qBB", _micro(message.submitted_at), _PERSISTENT, _PRIORITIES[message.rank]),
+            _short(message.id.encode()),
+            pack(">Q", int(message.submitted_at)),
+        )
+    )
+    return Content(properties, message.body)
+
+
+def delayed(message: Message, headers: Mapping[str, Any]) -> Content:
+    """A new message with headers for its way."""
+    properties = _new_properties(message)
+    properties.headers = {**(properties.headers or {}), **headers}
+    return _encode(properties, message.body)
+
+
+def again(
+    original: BasicProperties,
+    message: Message,
+    attempts: int,
+    headers: Mapping[str, Any] | None = None,
+    *,
+    head: bool = False,
+) -> Content:
+    """A copy of a message that was delivered, to be delivered once more.
+
+    Args:
+        head: before those of its rank, where the queue has priorities.
+    """
+    properties = _copy(original, message)
+    properties.priority = _PRIORITIES[message.rank] + head
+    properties.headers = {**_own(properties), _ATTEMPTS: attempts, **(headers or {})}
+    return _encode(properties, message.body)
+
+
+def dead(
+    original: BasicProperties, message: Message, queue: str, attempts: int, reason: str
+) -> Content:
+    """A copy of a message as a dead letter."""
+    properties = _copy(original, message)
+    properties.priority = _PRIORITIES[message.rank]
+    short = reason.encode("utf-8", "backslashreplace")[:_LONGEST_REASON]
+    properties.headers = {
+        **_own(properties),
+        _ATTEMPTS: attempts,
+        _QUEUE: queue,
+        _REASON: short.decode("utf-8", "ignore"),
+        _DIED_AT: _micro(time.time()),
+    }
+    return _encode(properties, message.body)
+
+
+def read(properties: BasicProperties, body: bytes, message_id: str | None = None) -> Metadata:
+    """Read the properties of a message that may have come from anyone.
+
+    Args:
+        message_id: for a message without one; by default a new one.
+    """
+    headers = properties.headers or {}
+    problems: list[str] = []
+
+    def number(name: str, default: Any) -> Any:
+        value = headers.get(name, default)
+        sound = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if value is default or sound:
+            return value
+        problems.append(f"its header {name} is {value!r:.50}")
+        return default
+
+    schema = number(_SCHEMA, 0)
+    submitted_at = number(_SUBMITTED_AT, None)
+    attempts = number(_ATTEMPTS, 0)
+    counted = number(_DELIVERY_COUNT, None)
+    message = Message(
+        body,
+        properties.message_id or message_id or new_id(),
+        _rank(properties.priority),
+        submitted_at if submitted_at is None else submitted_at / 1e6,
+        schema,
+    )
+    return Metadata(
+        message, attempts + (counted or 0), counted is not None, "; ".join(problems) or None
+    )
+
+
+def dead_letter(queue: str, properties: BasicProperties, body: bytes) -> DeadLetter:
+    """Read what :func:`dead` wrote, or what somebody else put there."""
+    headers = properties.headers or {}
+    reason, died_at = headers.get(_REASON, ""), headers.get(_DIED_AT)
+    if not isinstance(died_at, int):
+        died_at = _micro(properties.timestamp or 0)
+    metadata = read(properties, body)
+    return DeadLetter(metadata.message, queue, str(reason), metadata.attempts, died_at / 1e6)
+
+
+def _rank(priority: int | None) -> Rank:
+    if priority is None:
+        return Rank.NORMAL
+    return Rank.LOW if priority <= 2 else Rank.NORMAL if priority <= 6 else Rank.HIGH
+
+
+def _new_properties(message: Message) -> BasicProperties:
+    at = message.submitted_at
+    properties = BasicProperties(
+        content_type=_CONTENT_TYPE,
+        delivery_mode=_PERSISTENT,
+        priority=_PRIORITIES[message.rank],
+        message_id=message.id,
+        timestamp=None if at is None else int(at),
+    )
+    headers: dict[str, Any] = {_SCHEMA: message.schema} if message.schema else {}
+    if at is not None:
+        headers[_SUBMITTED_AT] = _micro(at)
+    properties.headers = headers
+    return properties
+
+
+def _copy(original: BasicProperties, message: Message) -> BasicProperties:
+    properties = copy.copy(original)
+    properties.message_id = message.id
+    properties.delivery_mode = _PERSISTENT
+    properties.expiration = None  # of its first wait, if it had one
+    if len(_encode(properties, b"").properties) > _MOST_PROPERTIES:  # with ours, over a frame
+        return _new_properties(message)
+    return properties
+
+
+def _own(properties: BasicProperties) -> dict[str, Any]:
+    """The headers that its producer set: not the broker's, nor those of an earlier way."""
+    return {
+        name: value
+        for name, value in (properties.headers or {}).items()
+        if name in (_SCHEMA, _SUBMITTED_AT) or not name.startswith(("x-", "synmanager-"))
+    }
+
+
+def _encode(properties: BasicProperties, body: bytes) -> Content:
+    return Content(b"".join(properties.encode()), body)
+
+
+def _short(text: bytes) -> bytes:
+    return bytes([len(text)]) + text
+
+
+def _micro(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+@lru_cache
+def _table(schema: int) -> bytes:
+    """The encoded headers of a new message, but for the eight bytes of the last value."""
+    pieces: list[bytes] = []
+    encode_table(pieces, {_SCHEMA: schema, _SUBMITTED_AT: 1 << 62})  # so large that it takes eight
+    return b"".join(pieces)[:-8]
+
+
+_FLAGS = pack(
+    ">H",
+    BasicProperties.FLAG_CONTENT_TYPE
+    | BasicProperties.FLAG_HEADERS
+    | BasicProperties.FLAG_DELIVERY_MODE
+    | BasicProperties.FLAG_PRIORITY
+    | BasicProperties.FLAG_MESSAGE_ID
+    | BasicProperties.FLAG_TIMESTAMP,
+)

@@ -1,0 +1,235 @@
+"""A pika connection that does no I/O by itself: whoever waits for something does it.
+
+pika's own adapters bring an event loop, which needs a thread that runs it, and two thread switches
+for every call. Here a thread that waits for a reply reads the socket itself. This is a pika
+adapter like its others: it gives ``pika.connection.Connection`` a stream, timers, and a way to
+emit data, and leaves the protocol to it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+import pika.connection
+import pika.exceptions
+
+from synmanager.backends.rabbitmq.channel import GreedyChannel
+
+__all__ = ["Wire"]
+
+#: Bytes. pika cuts each frame off the front of what was read, which is slow for much of it.
+_CHUNK = 32_768
+
+#: What a non-blocking socket says when it cannot go on now.
+_LATER = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class _Timer:
+    """A callback that is due at a moment of the monotonic clock."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+
+class Wire(pika.connection.Connection):  # type: ignore[misc]
+    """An AMQP connection over a socket that is connected already.
+
+    Its caller sees to it that only one thread at a time is in here; ``poll`` alone may run beside
+    another method, and ``wake`` at any time.
+
+    Args:
+        parameters: pika's.
+        sock: connected; with TLS already on it, if that is wanted. It is owned from now on.
+        silence: seconds without a byte from the broker after which the connection is dead.
+
+    Attributes:
+        ended: why the connection is over; None while it is not.
+        blocked: why the broker does not read what we publish at present; None if it does.
+    """
+
+    def __init__(
+        self, parameters: pika.connection.Parameters, sock: socket.socket, silence: float
+    ) -> None:
+        self.ended: BaseException | None = None
+        self.blocked: str | None = None
+        self._sock = sock
+        self._unsent: list[bytes | memoryview] = []
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._sequence = count()
+        self._waker, self._wake = os.pipe()
+        os.set_blocking(self._waker, False)
+        os.set_blocking(self._wake, False)
+        sock.setblocking(False)
+        self._poller = select.poll()
+        self._poller.register(sock, select.POLLIN)
+        self._poller.register(self._waker, select.POLLIN)
+        self._watches_writability = False
+        self._disposed = False
+        super().__init__(
+            parameters,
+            on_open_error_callback=self._note_end,
+            on_close_callback=self._note_end,
+            internal_connection_workflow=False,
+        )
+        self.add_on_connection_blocked_callback(self._note_blocked)
+        self.add_on_connection_unblocked_callback(self._note_unblocked)
+        self._silence = silence
+        self._heard = time.monotonic()
+        self._look_for_silence()
+        self._on_stream_connected()
+
+    @property
+    def next_timer(self) -> float:
+        """When the next timer is due, by the monotonic clock; infinity for never."""
+        return self._timers[0][0] if self._timers else math.inf
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def poll(self, seconds: float) -> None:
+        """Wait until there is something to :meth:`process`, or :meth:`wake` is called."""
+        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
+            return
+        ready = self._poller.poll(math.ceil(max(seconds, 0.0) * 1000))
+        if any(fd == self._waker for fd, _ in ready):
+            with suppress(BlockingIOError):
+                os.read(self._waker, 4096)
+
+    def wake(self) -> None:
+        """End a :meth:`poll` of another thread."""
+        with suppress(OSError):  # full, which wakes as well, or disposed of
+            os.write(self._wake, b"!")
+
+    def process(self) -> None:
+        """Handle what has arrived and what is due, and send what there is to send."""
+        self._receive()
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heappop(self._timers)[2]
+            if timer.callback is not None:
+                timer.callback()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what there is to send, as far as the socket takes it at once."""
+        while self._unsent and self.ended is None:
+            data = memoryview(b"".join(self._unsent))
+            try:
+                sent = self._sock.send(data)
+            except _LATER:
+                sent = 0
+            except OSError as error:
+                self._lose(error)
+                return
+            self._unsent = [data[sent:]] if sent < len(data) else []
+            if not sent:
+                break
+        if bool(self._unsent) != self._watches_writability and self.ended is None:
+            self._watches_writability = bool(self._unsent)
+            extra = select.POLLOUT if self._unsent else 0
+            self._poller.modify(self._sock, select.POLLIN | extra)
+
+    def emit(self, data: bytes) -> None:
+        """Put whole frames on the way, past pika's own encoding."""
+        self._unsent.append(data)
+
+    def abort(self, reason: str) -> None:
+        """End the connection without a word to the broker."""
+        self._end(pika.exceptions.AMQPConnectionError(reason))
+
+    def dispose(self) -> None:
+        """Free the sockets of a connection that has ended; nobody may be in :meth:`poll`."""
+        if not self._disposed:
+            self._disposed = True
+            self._sock.close()
+            os.close(self._waker)
+            os.close(self._wake)
+
+    # What pika asks of an adapter.
+
+    def _adapter_call_later(self, delay: float, callback: Callable[[], None]) -> _Timer:
+        timer = _Timer(time.monotonic() + delay, callback)
+        heappush(self._timers, (timer.when, next(self._sequence), timer))
+        return timer
+
+    def _adapter_remove_timeout(self, timeout_id: Any) -> None:
+        timeout_id.callback = None
+
+    def _adapter_add_callback_threadsafe(self, callback: Callable[..., Any]) -> None:
+        raise NotImplementedError("the caller's lock takes its place")
+
+    def _adapter_connect_stream(self) -> None:
+        raise NotImplementedError("the socket is connected beforehand")
+
+    def _adapter_disconnect_stream(self) -> None:
+        self._adapter_call_later(0, lambda: self._end(None))
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        self._unsent.append(data)
+
+    def _create_channel(self, channel_number: int, on_open_callback: Any) -> GreedyChannel:
+        return GreedyChannel(self, channel_number, on_open_callback)
+
+    # What happens to the stream.
+
+    def _receive(self) -> None:
+        while self.ended is None:
+            try:
+                data = self._sock.recv(_CHUNK)
+            except _LATER:
+                return
+            except OSError as error:
+                self._lose(error)
+                return
+            if not data:
+                self._lose(ConnectionResetError("the broker closed the connection"))
+                return
+            self._heard = time.monotonic()
+            try:
+                self._on_data_available(data)
+            except pika.exceptions.AMQPError as error:  # nonsense, such as another protocol
+                self._end(error)
+            if len(data) < _CHUNK and not isinstance(self._sock, ssl.SSLSocket):
+                return  # one more call would say the same
+
+    def _look_for_silence(self) -> None:
+        silent = time.monotonic() - self._heard
+        if silent > self._silence:
+            self._end(pika.exceptions.AMQPHeartbeatTimeout(f"not a byte for {silent:.1f} s"))
+        else:
+            self._adapter_call_later(self._silence / 12, self._look_for_silence)
+
+    def _lose(self, error: OSError) -> None:
+        self._end(pika.exceptions.StreamLostError(str(error), error))
+
+    def _end(self, error: Exception | None) -> None:
+        if self.ended is None:
+            # Wakes whoever polls it. It is closed later: the number of a closed socket is given
+            # to the next one, and the poller would watch that.
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            self._on_stream_terminated(error)
+            self._timers.clear()
+
+    def _note_end(self, _: object, error: BaseException) -> None:
+        self.ended = error
+
+    def _note_blocked(self, _: object, frame: Any) -> None:
+        self.blocked = str(frame.method.reason) or "low on resources"
+
+    def _note_unblocked(self, _: object, frame: Any) -> None:
+        self.blocked = None

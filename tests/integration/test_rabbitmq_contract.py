@@ -1,0 +1,84 @@
+"""The RabbitMQ backend keeps the contract, on real servers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pika
+import pytest
+
+from synmanager.backends import ExchangeSpec, QueueBackend, QueueSpec
+from synmanager.backends.rabbitmq import RabbitMQBackend
+from synmanager.settings import parse_url
+from synmanager.testing import BackendContract, BrokerUnderTest
+
+#: Headers and properties that make no sense, each by itself.
+DAMAGE: tuple[dict[str, Any], ...] = (
+    {"x-synmanager-attempts": "many"},
+    {"x-synmanager-attempts": -1},
+    {"x-synmanager-schema": "new"},
+    {"x-synmanager-submitted-at": "yesterday"},
+)
+
+
+class RabbitMQUnderTest(BrokerUnderTest):
+    """A server that is shared by all tests of the session.
+
+    Args:
+        channel: of plain pika, for what only a stranger does.
+    """
+
+    def __init__(self, url: str, channel: Any) -> None:
+        super().__init__()
+        self._address = parse_url(url)
+        self._channel = channel
+
+    def new_client(self, **address: Any) -> RabbitMQBackend:
+        return RabbitMQBackend(replace(self._address, **address))
+
+    def cut(self, client: QueueBackend) -> None:
+        assert isinstance(client, RabbitMQBackend)
+        assert client._link is not None
+        # As the kernel does for a process that dies: the broker sees the end of the stream.
+        client._link.wire._sock.shutdown(socket.SHUT_RDWR)
+
+    def publish_raw(self, queue: str, body: bytes) -> None:
+        self._channel.basic_publish("", queue, body, mandatory=True)
+
+    def publish_damaged(self, queue: str) -> list[bytes]:
+        bodies = []
+        for number, headers in enumerate(DAMAGE):
+            bodies.append(b'{"damage": %d}' % number)
+            properties = pika.BasicProperties(headers=headers, delivery_mode=2)
+            self._channel.basic_publish("", queue, bodies[-1], properties, mandatory=True)
+        return bodies
+
+    def discard(self, *specs: ExchangeSpec | QueueSpec) -> None:
+        for spec in specs:
+            if isinstance(spec, QueueSpec):
+                self._channel.queue_delete(spec.name)
+                self._channel.queue_delete(f"{spec.name}.dead")
+            else:
+                self._channel.exchange_delete(spec.name)
+
+
+@pytest.fixture(scope="module")
+def channel(amqp_url: str) -> Iterator[Any]:
+    parameters = pika.URLParameters(amqp_url)
+    parameters.heartbeat = 0
+    connection = pika.BlockingConnection(parameters)
+    made = connection.channel()
+    made.confirm_delivery()
+    yield made
+    with suppress(pika.exceptions.AMQPError):
+        connection.close()
+
+
+class TestRabbitMQ(BackendContract):
+    @pytest.fixture
+    def broker(self, amqp_url: str, channel: Any) -> RabbitMQUnderTest:
+        return RabbitMQUnderTest(amqp_url, channel)
