@@ -67,13 +67,19 @@ class Container:
         self, image: str, environment: Mapping[str, str] | None = None, volume: str | None = None
     ) -> None:
         options = ["--publish=127.0.0.1::5672", "--publish=127.0.0.1::15672"]
-        options += ["--health-interval=1s"]
+        # Often enough to be waited for, and not so often that the checks are the load.
+        options += ["--health-interval=5s"]
         options += [f"--env={name}={value}" for name, value in (environment or {}).items()]
         if volume:
             options.append(f"--volume={volume}:/var/lib/rabbitmq")
-        self.id = self._docker("run", "--detach", *options, image).splitlines()[-1]
+        self.id = self._docker("create", *options, image).splitlines()[-1]
 
     def __enter__(self) -> Container:
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()  # what could not start is there all the same
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -205,15 +204,20 @@ def test_half_given_or_useless_credentials_are_refused(
         assert "secret" not in container.logs()
 
 
+def test_a_container_that_cannot_start_is_not_left_behind(mq_image: str) -> None:
+    container = Container(mq_image, {"PATH": "/nowhere"})
+    with pytest.raises(AssertionError, match="executable file not found"), container:
+        pass
+    assert run("docker", "inspect", container.id).returncode != 0
+
+
 class TestPersistence:
-    def test_a_stop_is_quick_and_clean_and_loses_nothing(self, mq_image: str) -> None:
+    def test_a_stop_is_clean_and_loses_nothing(self, mq_image: str) -> None:
         with Container(mq_image) as container:
             container.wait_until_answering()
             put(container, b"kept")
-            started = time.monotonic()
             container.stop()
-            assert time.monotonic() - started < 10
-            assert container.exit_code == 0
+            assert container.exit_code == 0  # else Docker had to kill it, after 10 s
             container.start()
             container.wait_until_answering()
             assert take(container) == b"kept"
