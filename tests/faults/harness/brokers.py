@@ -1,0 +1,90 @@
+"""The brokers of the suite: real servers that it starts, kills, freezes and throws away."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from urllib.parse import quote
+
+from harness.launchers import Launcher
+from harness.waiting import wait_until
+
+USER = "faults"
+
+#: The canary. It holds the two characters that a URL needs escaped.
+PASSWORD = "canary/Kx7Zq#91"
+
+#: No output of any process, no traceback and no report may contain this part of it.
+CANARY = "Kx7Zq"
+
+#: Seconds that a server may take to start on a busy machine.
+STARTUP = 90.0
+
+
+class Broker(ABC):
+    """A server, and what only its kind knows how to do.
+
+    Attributes:
+        name: of the kind and version, such as "redis-7".
+        port: on the loopback interface.
+    """
+
+    scheme: str
+
+    def __init__(self, name: str, port: int, launcher: Launcher) -> None:
+        self.name = name
+        self.port = port
+        self.launcher = launcher
+
+    def start(self) -> None:
+        """Start it, and wait until it lets a client in."""
+        self.launcher.start()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        wait_until(self.is_ready, STARTUP, f"{self.name} lets a client in")
+
+    def restart_after_kill(self) -> None:
+        self.launcher.kill()
+        self.start()
+
+    def recover(self) -> None:
+        """Undo whatever a test did to it, and forget all messages."""
+        if not self.launcher.is_running:
+            self.start()
+        self.launcher.thaw()
+        self.wait_ready()
+        self.reset()
+
+    def url(self, port: int | None = None, *, user: str = USER, password: str = PASSWORD) -> str:
+        """The address for synmanager; ``port`` of a proxy, if not its own."""
+        where = f"127.0.0.1:{port or self.port}/{self.path}"
+        return f"{self.scheme}://{quote(user)}:{quote(password, safe='')}@{where}"
+
+    @property
+    @abstractmethod
+    def path(self) -> str:
+        """The URL's path."""
+
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Whether it lets a client in and answers it."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Make it as new: no queue, no message, no setting of an earlier test."""
+
+    def destroy(self) -> None:
+        """End it for good."""
+        self.launcher.destroy()
+
+    @abstractmethod
+    def publish_many_raw(self, queue: str, bodies: list[bytes]) -> None:
+        """:meth:`publish_raw`, as fast as it goes."""
+
+    @abstractmethod
+    def publish_raw(self, queue: str, body: bytes) -> None:
+        """Put a message into a queue as a foreign program would: the body and nothing else."""
+
+    @abstractmethod
+    def delete_queue(self, queue: str) -> None:
+        """Delete it under everyone's hands."""

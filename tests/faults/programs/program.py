@@ -1,0 +1,61 @@
+"""What the suite's programs have in common: a config, a journal, and the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, NoReturn
+
+from harness.journal import Journal
+
+from synmanager import current_job
+
+
+def begin() -> tuple[dict[str, Any], Journal]:
+    """Read the config from the command line, open the journal and start logging."""
+    config = json.loads(sys.argv[1])
+    journal = Journal(Path(config["journals"]), config["who"])
+    # Everything that anyone logs, drivers too, goes to the output that is searched for the
+    # password; what this project warns of goes to the journal.
+    logging.basicConfig(
+        level=config.get("log", "DEBUG"),
+        format="%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s",
+    )
+    logging.getLogger("synmanager").addHandler(_ToJournal(journal))
+    return config, journal
+
+
+def die(journal: Journal) -> NoReturn:
+    """End like a process that the kernel kills: no ``finally``, no flush, no goodbye."""
+    journal.write("killed", victim=os.getpid())
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("not reached")
+
+
+def run_noted(journal: Journal, key: str) -> dict[str, Any]:
+    """Note that the callback started; return the fields that say which run this is."""
+    job = current_job()
+    assert job is not None
+    fields = {
+        "key": key,
+        "job_id": job.id,
+        "attempt": job.attempt,
+        "phase": job.phase,
+        "thread": threading.get_ident(),
+    }
+    journal.write("started", **fields)
+    return fields
+
+
+class _ToJournal(logging.Handler):
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(logging.WARNING)
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._journal.write("log", text=record.getMessage())

@@ -1,0 +1,86 @@
+"""The proxy does what the rows on connections need of it."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from harness.proxy import Proxy
+from harness.waiting import wait_until
+
+
+class Echo(socketserver.BaseRequestHandler):
+    heard: list[bytes]
+
+    def handle(self) -> None:
+        try:
+            while data := self.request.recv(65536):
+                self.heard.append(data)
+                self.request.sendall(data)
+        except OSError:
+            pass
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    monkeypatch.setattr(Echo, "heard", [], raising=False)
+    return Echo.heard
+
+
+@pytest.fixture
+def proxy(heard: list[bytes]) -> Iterator[Proxy]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        with Proxy(server.server_address[1]) as proxy:
+            yield proxy
+        server.shutdown()
+
+
+@pytest.fixture
+def client(proxy: Proxy) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", proxy.port), 5) as client:
+        client.settimeout(0.3)
+        client.sendall(b"hello")
+        assert client.recv(100) == b"hello"
+        yield client
+
+
+def test_silence(proxy: Proxy, client: socket.socket, heard: list[bytes]) -> None:
+    proxy.silence()
+    client.sendall(b"lost")
+    with pytest.raises(TimeoutError):
+        client.recv(100)
+    assert heard == [b"hello"]
+    with socket.create_connection(("127.0.0.1", proxy.port), 5) as other:
+        other.sendall(b"new")
+        assert other.recv(100) == b"new"
+
+
+def test_replies_held_and_a_reset(proxy: Proxy, client: socket.socket, heard: list[bytes]) -> None:
+    proxy.hold_replies()
+    client.sendall(b"a job")
+    wait_until(lambda: b"a job" in heard, 5, "the server has it")
+    with pytest.raises(TimeoutError):
+        client.recv(100)
+    proxy.reset()
+    with pytest.raises(ConnectionResetError):
+        client.recv(100)
+    assert not proxy.connections
+
+
+def test_delay_keeps_order(proxy: Proxy, client: socket.socket) -> None:
+    proxy.delay, proxy.loss, proxy.penalty = 0.05, 0.5, 0.02
+    client.settimeout(5)
+    began = time.monotonic()
+    for number in range(20):
+        client.sendall(b"%03d" % number)
+    received = b""
+    while len(received) < 60:
+        received += client.recv(100)
+    assert received == b"".join(b"%03d" % number for number in range(20))
+    assert time.monotonic() - began >= 0.1
