@@ -35,8 +35,6 @@ IMAGES = {
 AMQP_URL = os.environ.get("SYNMANAGER_TEST_AMQP_URL")
 REDIS_URL = os.environ.get("SYNMANAGER_TEST_REDIS_URL")
 
-_missing: list[str] = []
-
 
 def brokers_are_required() -> bool:
     return any(
@@ -49,16 +47,7 @@ def no_broker(reason: str) -> NoReturn:
     """End the test for want of a broker: as a failure where brokers are required."""
     if brokers_are_required():
         pytest.fail(reason, pytrace=False)
-    if reason not in _missing:
-        _missing.append(reason)
     pytest.skip(reason)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _missing:
-        terminalreporter.section("NOT TESTED ON REAL BROKERS", sep="!", yellow=True, bold=True)
-        for reason in _missing:
-            terminalreporter.line(reason, yellow=True)
 
 
 def _amqp_answers(url: str) -> bool:

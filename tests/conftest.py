@@ -1,0 +1,23 @@
+"""What all suites share: a run that left tests out says so, and why, in its last lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, None, None]:
+    yield  # pytest's own summary: the failures
+    skipped: Counter[str] = Counter()
+    for report in terminalreporter.getreports("skipped"):
+        if isinstance(report.longrepr, tuple):  # where, line, why
+            skipped[report.longrepr[2].removeprefix("Skipped: ")] += 1
+    if skipped:
+        terminalreporter.section("NOT TESTED HERE", sep="!", yellow=True, bold=True)
+        for reason, count in skipped.most_common():
+            terminalreporter.line(f"{count} tests: {reason}", yellow=True)
