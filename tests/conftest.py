@@ -8,11 +8,11 @@ from collections.abc import Generator
 import pytest
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around, and so after, the reporter's own
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter,
 ) -> Generator[None, None, None]:
-    yield  # pytest's own summary: the failures
+    yield
     skipped: Counter[str] = Counter()
     for report in terminalreporter.getreports("skipped"):
         if isinstance(report.longrepr, tuple):  # where, line, why
