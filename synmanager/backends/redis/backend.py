@@ -256,16 +256,21 @@ class RedisBackend(QueueBackend):
 
     def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
         for spec in specs:
+            keys = [self._keys.exchanges, self._keys.queues]
             if isinstance(spec, ExchangeSpec):
-                self._bind(spec, [])
-            else:
-                fanout = spec.exchange.type == "fanout"
-                route = self._keys.route(spec.exchange.name, None if fanout else spec.routing_key)
-                self._bind(spec.exchange, [route], spec.name)
+                self._bind(spec, keys)
+                continue
+            fanout = spec.exchange.type == "fanout"
+            keys.append(self._keys.route(spec.exchange.name, None if fanout else spec.routing_key))
+            base = self._keys.base(spec.name)
+            exchange = spec.exchange
+            if not self._run(
+                scripts.DECLARED, [*keys, base], exchange.name, exchange.type, spec.name
+            ):
+                self._bind(exchange, keys, spec.name)
                 self._mend(spec.name)
 
-    def _bind(self, exchange: ExchangeSpec, routes: list[str], *queue: str) -> None:
-        keys = [self._keys.exchanges, self._keys.queues, *routes]
+    def _bind(self, exchange: ExchangeSpec, keys: list[str], *queue: str) -> None:
         kind = self._run(scripts.BIND, keys, exchange.name, exchange.type, *queue).decode()
         if kind != exchange.type:
             raise TopologyError(

@@ -31,6 +31,7 @@ _CODES: list[tuple[type[Exception], str]] = [
     (redis_errors.TryAgainError, "TRYAGAIN"),
     (redis_errors.MovedError, "MOVED"),
     (redis_errors.AskError, "MOVED"),
+    (redis_errors.ClusterCrossSlotError, "CROSSSLOT"),
 ]
 
 _NO_WRITES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import quote
 
 __all__ = ["Keys"]
@@ -30,5 +31,10 @@ class Keys:
     def route(self, exchange: str, routing_key: str | None) -> str:
         """A set: the queues bound to an exchange by this key; None for those of a fanout."""
         # Quoted, so that a colon in a name cannot make two routes one.
-        name = self._routes + quote(exchange, safe="")
+        name = self._routes + _quoted(exchange)
         return name if routing_key is None else f"{name}:{routing_key}"
+
+
+@lru_cache(64)
+def _quoted(name: str) -> str:
+    return quote(name, safe="")

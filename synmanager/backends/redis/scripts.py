@@ -7,10 +7,12 @@ from importlib import resources
 
 __all__ = ["Script"]
 
-# With this flag a script runs on a server that is over its memory limit: acks, renewals and
-# moves must go on there, for they are what makes room. Only new messages are refused.
+# With the flag allow-oom a script runs on a server that is over its memory limit: acks, renewals
+# and moves must go on there, for they are what makes room. Only new messages are refused. With
+# no-writes it runs even where nothing can be written.
 _RUNS_WHEN_FULL = "#!lua flags=allow-oom\n"
 _NEEDS_ROOM = "#!lua\n"
+_READS = "#!lua flags=no-writes,allow-oom\n"
 
 
 def _read(name: str) -> str:
@@ -22,17 +24,16 @@ class Script:
 
     Args:
         name: of the file, without its ending.
-        adds: whether it adds messages, and must fail on a server without room.
+        head: its first line, with its flags.
     """
 
-    def __init__(self, name: str, *, adds: bool = False) -> None:
+    def __init__(self, name: str, head: str = _RUNS_WHEN_FULL) -> None:
         self.name = name
-        head = _NEEDS_ROOM if adds else _RUNS_WHEN_FULL
         self.source = head + _read("common") + _read(name)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
-PUBLISH = Script("publish", adds=True)
+PUBLISH = Script("publish", _NEEDS_ROOM)
 RECEIVE = Script("receive")
 ACK = Script("ack")
 NACK = Script("nack")
@@ -43,5 +44,6 @@ COUNT = Script("count")
 PURGE = Script("purge")
 DELETE = Script("delete")
 REDRIVE = Script("redrive")
+DECLARED = Script("declared", _READS)
 BIND = Script("bind")
 MEND = Script("mend")

@@ -42,13 +42,13 @@ class FakeConnection(fakeredis.FakeRedisConnection):
     def _connect(self) -> Any:
         return _Socket(super()._connect())
 
-    def send_command(self, *args: Any, **kwargs: Any) -> None:
-        if args == ("INFO",):
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if command == [b"*1\r\n$4\r\nINFO\r\n"]:
             self._canned = self.info
         else:
-            super().send_command(*args, **kwargs)
+            super().send_packed_command(command, check_health)  # type: ignore[no-untyped-call]
 
-    def read_response(self, **kwargs: Any) -> Any:
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
         canned, self._canned = self._canned, None
         return super().read_response(**kwargs) if canned is None else canned
 

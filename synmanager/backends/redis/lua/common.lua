@@ -163,9 +163,13 @@ local function not_held(base, lease)
   return entry_of(base .. ':' .. rank, entry) and 0 or -1
 end
 
--- Remove an entry that is leased, once it has been taken care of.
-local function finish(base, lease, rank, entry)
-  redis.call('ZREM', base .. ':leases', lease)
+local function remove(base, rank, entry)
   redis.call('XACK', base .. ':' .. rank, GROUP, entry)
   redis.call('XDEL', base .. ':' .. rank, entry)
+end
+
+-- End a lease and remove its entry, once that has been taken care of.
+local function finish(base, lease, rank, entry)
+  redis.call('ZREM', base .. ':leases', lease)
+  remove(base, rank, entry)
 end

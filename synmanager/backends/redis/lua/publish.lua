@@ -12,6 +12,10 @@ local due = delay > 0 and milliseconds() + delay
 
 for _, queue in ipairs(queues) do
   local base = ARGV[2] .. queue
+  -- Where a message of this rank is ready, the bell has rung for it, and whoever waited is on
+  -- the way. For what is delayed it rings always: who waits must know the new time.
+  local rings = due
+    or redis.call('XLEN', base .. ':' .. ARGV[5]) <= redis.call('ZCARD', base .. ':leases')
   for i = 4, #ARGV, 5 do
     local id, rank = ARGV[i], ARGV[i + 1]
     if not queued(base, id) then
@@ -26,6 +30,6 @@ for _, queue in ipairs(queues) do
       end
     end
   end
-  ring(base) -- for delayed ones too: who waits must know the new time
+  if rings then ring(base) end
 end
 return #queues

@@ -3,22 +3,29 @@
 -- Returns {queue's number, rank, entry, deliveries, fields, now} or
 -- {0, now, when to look again or -1, the newest entry of each queue's bell}.
 
+local function take_from(key)
+  while true do
+    local pending = redis.call('XPENDING', key, GROUP, '-', '+', 1, RELEASED)[1]
+    if not pending then break end
+    local entry, deliveries = pending[1], pending[4] + 1
+    local claimed = redis.call(
+      'XCLAIM', key, GROUP, LEASED, 0, entry, 'RETRYCOUNT', deliveries)[1]
+    if claimed then return entry, deliveries, claimed[2] end
+    redis.call('XACK', key, GROUP, entry) -- somebody deleted it from the stream
+  end
+  local read = redis.call('XREADGROUP', 'GROUP', GROUP, LEASED, 'COUNT', 1, 'STREAMS', key, '>')
+  if read then
+    local found = read[1][2][1]
+    return found[1], 1, found[2]
+  end
+end
+
 local function take(base)
   for _, rank in ipairs(RANKS) do
     local key = base .. ':' .. rank
-    while true do
-      local pending = redis.call('XPENDING', key, GROUP, '-', '+', 1, RELEASED)[1]
-      if not pending then break end
-      local entry, deliveries = pending[1], pending[4] + 1
-      local claimed = redis.call(
-        'XCLAIM', key, GROUP, LEASED, 0, entry, 'RETRYCOUNT', deliveries)[1]
-      if claimed then return rank, entry, deliveries, claimed[2] end
-      redis.call('XACK', key, GROUP, entry) -- somebody deleted it from the stream
-    end
-    local read = redis.call('XREADGROUP', 'GROUP', GROUP, LEASED, 'COUNT', 1, 'STREAMS', key, '>')
-    if read then
-      local found = read[1][2][1]
-      return rank, found[1], 1, found[2]
+    if redis.call('XLEN', key) > 0 then
+      local entry, deliveries, fields = take_from(key)
+      if entry then return rank, entry, deliveries, fields end
     end
   end
 end
@@ -38,6 +45,8 @@ end
 
 local empty = {0, now, wake < math.huge and wake or -1}
 for _, base in ipairs(KEYS) do
+  -- NOGROUP where there is no queue: that it is empty is not the whole truth then.
+  for _, rank in ipairs(RANKS) do redis.call('XPENDING', base .. ':' .. rank, GROUP) end
   local newest = redis.call('XREVRANGE', base .. ':bell', '+', '-', 'COUNT', 1)[1]
   empty[#empty + 1] = newest and newest[1] or '0-0'
 end
