@@ -70,7 +70,7 @@ class RedisUnderTest(BrokerUnderTest):
             for pattern in patterns:
                 self.foreigner.delete(*self.foreigner.scan_iter(pattern, count=10_000), "nothing")
 
-    def _add(self, queue: str, fields: dict[str, Any]) -> None:
+    def _add(self, queue: str, fields: dict[Any, Any]) -> None:
         self.foreigner.xadd(f"{KEYS.base(queue)}:normal", fields)
 
 

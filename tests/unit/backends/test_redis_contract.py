@@ -45,7 +45,7 @@ class FakeRedisUnderTest(BrokerUnderTest):
 
     def publish_damaged(self, queue: str) -> list[bytes]:
         stream = f"{{synmanager}}:queue:{queue}:normal"
-        damaged = [
+        damaged: list[dict[Any, Any]] = [
             {"body": b"1", "id": b"\xff"},
             {"body": b"2", "schema": "one"},
             {"body": b"3", "submitted_at": "yesterday"},
@@ -54,7 +54,7 @@ class FakeRedisUnderTest(BrokerUnderTest):
         ]
         for fields in damaged:
             self.foreigner.xadd(stream, fields)
-        return [bytes(fields["body"]) for fields in damaged]
+        return [fields["body"] for fields in damaged]
 
 
 class TestRedis(BackendContract):
