@@ -7,9 +7,9 @@ The body on the wire is the job's bare JSON object, as 0.1.0 wrote it. What this
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -39,6 +39,8 @@ DEFAULT_MAX_BYTES = 8 * 1024 * 1024
 #: which the reader's own program has already used.
 MAX_DEPTH = 500
 
+_encode = json.JSONEncoder(default=str, sort_keys=True).encode
+
 _STRINGS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
 
 
@@ -65,7 +67,7 @@ class Rank(IntEnum):
 
 def new_id() -> str:
     """A message id that nobody else has: 32 hexadecimal digits."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def dump(job: Mapping[str, Any], max_bytes: int = DEFAULT_MAX_BYTES) -> str:
         raise InvalidJob(f"a job is a mapping of names to values, not {type(job).__name__}")
     try:
         plain = job if isinstance(job, dict) else dict(job)
-        text = json.dumps(plain, default=str, sort_keys=True)
+        text = _encode(plain)
         if "\\ud" in text:  # an escaped surrogate: half of a pair, or alone
             json.dumps(plain, default=str, ensure_ascii=False).encode()
         if '"NaN":' in text:  # of keys that can be sorted, only NaN may differ and read the same

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Arrival", "Lane", "Unconfirmed"]
 
 #: Messages that are handed to the socket before its answers are looked at.
-_BURST = 500
+_BURST = 200
 
 #: Messages that may be on their way unconfirmed.
 _WINDOW = 5_000
@@ -150,6 +150,7 @@ class Lane:
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """Settle a delivery, or all up to it."""
+        self._link.only_acknowledged = not self._link.wire.has_unsent
         self._channel.basic_ack(tag, multiple)
         self._held = {held for held in self._held if held > tag} if multiple else self._held - {tag}
 
@@ -187,8 +188,9 @@ class Lane:
                 self._published += 1
                 self._confirming[self._published] = index
                 wire.emit(publication.frames(content, frame_max))
-            last = start + _BURST >= len(contents)
-            self._await_confirmations(0 if last else _WINDOW)
+            self._link.glance()  # the broker works on them while the next are written
+            self._await_confirmations(_WINDOW)
+        self._await_confirmations(0)
 
     def _await_confirmations(self, left: int) -> None:
         # As long as some come, the broker is only slow.

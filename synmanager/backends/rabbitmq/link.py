@@ -52,6 +52,9 @@ class Link:
         self._idle: list[Lane] = []
         #: Whether the broker can limit the deliveries of a whole channel, see Lane.listen().
         self.shares_prefetch = True
+        #: Whether what is on its way now needs no answer. A worker asks for its next job at once,
+        #: and then both cost the broker and the network one packet instead of two.
+        self.only_acknowledged = False
         self.wire: Wire
 
     def open(self) -> None:
@@ -77,7 +80,8 @@ class Link:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._send()
+            self._send(linger=self.only_acknowledged)
+            self.only_acknowledged = False
         finally:
             self._lock.release()
 
@@ -108,8 +112,8 @@ class Link:
         return True
 
     def glance(self) -> None:
-        """Handle what has arrived, without waiting; the caller holds the lock."""
-        if self.wire.ended is None and not self._polling:
+        """Send what there is and handle what has arrived, without waiting; needs the lock."""
+        if self.wire.ended is None:
             self._do_io(0)
 
     @contextmanager
@@ -202,8 +206,8 @@ class Link:
                 self.wire.dispose()
             self._changed.notify_all()
 
-    def _send(self) -> None:
-        self.wire.flush()
+    def _send(self, *, linger: bool = False) -> None:
+        self.wire.flush(linger=linger)
         if self._polling and (self.wire.has_unsent or self.wire.ended is not None):
             self.wire.wake()  # that thread has to know
 

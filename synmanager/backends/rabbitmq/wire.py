@@ -124,12 +124,18 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
                 timer.callback()
         self.flush()
 
-    def flush(self) -> None:
-        """Send what there is to send, as far as the socket takes it at once."""
+    def flush(self, *, linger: bool = False) -> None:
+        """Send what there is to send, as far as the socket takes it at once.
+
+        Args:
+            linger: let the kernel keep it for what comes next, for a fifth of a second at most. It
+                leaves even if this process dies meanwhile.
+        """
+        flags = socket.MSG_MORE if linger and not isinstance(self._sock, ssl.SSLSocket) else 0
         while self._unsent and self.ended is None:
             data = memoryview(b"".join(self._unsent))
             try:
-                sent = self._sock.send(data)
+                sent = self._sock.send(data, flags)
             except _LATER:
                 sent = 0
             except OSError as error:
