@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
 from uuid import uuid4
+
+from threads import WAIT, in_thread, until
 
 from synmanager.backends import Address, Delivery, ExchangeSpec, QueueSpec
 from synmanager.backends.memory import MemoryBackend, MemoryBroker, _brokers, _Entry
@@ -24,9 +25,6 @@ from synmanager.session import Session
 from synmanager.settings import Settings
 
 __all__ = ["WAIT", "Bench", "FlakyBackend", "Grid", "SkippingClock", "in_thread", "until"]
-
-#: Seconds within which what must happen has happened, on a slow and busy machine.
-WAIT = 10.0
 
 
 class SkippingClock(ManualClock):
@@ -201,38 +199,6 @@ class FlakyBackend(MemoryBackend):
             self.break_connection()
         if error is not None:
             raise error
-
-
-def in_thread(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
-    """Run beside the test; the returned function joins, and returns or raises what it did."""
-    outcome: list[Any] = []
-
-    def run() -> None:
-        try:
-            outcome.append((work(*args, **kwargs), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-
-    def join() -> Any:
-        thread.join(WAIT)
-        assert outcome, f"not done within {WAIT} s"
-        value, error = outcome[0]
-        if error is not None:
-            raise error
-        return value
-
-    return join
-
-
-def until(condition: Callable[[], Any], what: str = "it") -> None:
-    """Wait for something that no call can wait for."""
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WAIT} s: {what}"
-        time.sleep(0.005)
 
 
 class Bench:
