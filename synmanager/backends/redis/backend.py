@@ -326,7 +326,11 @@ class RedisBackend(QueueBackend):
 
     # Receiving
 
-    def receive(self, queues: Sequence[str], wait: float) -> Delivery | None:
+    def receive(
+        self, queues: Sequence[str], wait: float, done: Delivery | None = None
+    ) -> Delivery | None:
+        if done is not None:
+            self.ack(done)
         deadline = time.monotonic() + wait
         bases = [self._keys.base(queue) for queue in queues]
         while True:

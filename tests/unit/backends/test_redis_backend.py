@@ -183,6 +183,18 @@ class TestLostAnswers:
         assert delivery is not None
         assert delivery.attempt == 1
 
+    def test_it_is_given_back_to_a_queue_whose_groups_were_destroyed(self, broker: Broker) -> None:
+        client = broker.client()
+        publish(client, messages(1))
+        broker.lose(f"{client._name}-")
+        with pytest.raises(BrokerUnavailable):
+            client.receive([SPEC.name], 0)
+        broker.foreigner.xgroup_destroy(f"{BASE}:normal", "synmanager")
+        client.open()
+        delivery = client.receive([SPEC.name], 0)
+        assert delivery is not None
+        assert delivery.attempt == 1
+
     def test_close_gives_back_what_never_arrived(self, broker: Broker) -> None:
         client, other = broker.client(), broker.client()
         publish(client, messages(1))
@@ -193,6 +205,38 @@ class TestLostAnswers:
         delivery = other.receive([SPEC.name], 0)
         assert delivery is not None
         assert delivery.attempt == 1
+
+
+class TestClose:
+    def test_a_frozen_server_is_left_without_a_goodbye(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client, other = broker.client(lease=0.3), broker.client()
+        publish(client, messages(1))
+        delivery = client.receive([SPEC.name], 0)
+        assert delivery is not None
+        limits: list[float] = []
+
+        def freeze(connection: Any) -> Any:
+            limits.append(max(connection.socket_timeout, connection.socket_connect_timeout))
+            raise redis.TimeoutError("Timeout connecting to server")
+
+        with monkeypatch.context() as frozen:
+            frozen.setattr(broker.connection, "_connect", freeze)
+            client.close()
+        assert limits == [module._FAREWELL]
+        # It is still leased there, and given back by who comes back, before it would end.
+        assert other.count(SPEC.name).leased == 1
+        client.open()
+        with pytest.raises(LeaseLost):
+            client.ack(delivery)
+        assert other.count(SPEC.name).ready == 1
+
+    def test_nothing_is_sent_where_nothing_is_held(self, broker: Broker) -> None:
+        client = broker.client()
+        broker.server.connected = False
+        client.close()
+        assert not client.is_open
 
 
 class TestBatches:

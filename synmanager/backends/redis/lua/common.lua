@@ -110,15 +110,16 @@ local function promote(base, now)
   end
 end
 
--- Put what a lease holds where the next receive finds it first.
+-- Put what a lease holds where the next receive finds it first. Where somebody destroyed the
+-- group, ending the lease is enough: mend.lua does the rest.
 local function release(base, lease, deliveries)
   local rank, entry = parse(lease)
   if rank then
     local key = base .. ':' .. rank
     if deliveries then
-      redis.call('XCLAIM', key, GROUP, RELEASED, 0, entry, 'JUSTID', 'RETRYCOUNT', deliveries)
+      redis.pcall('XCLAIM', key, GROUP, RELEASED, 0, entry, 'JUSTID', 'RETRYCOUNT', deliveries)
     else
-      redis.call('XCLAIM', key, GROUP, RELEASED, 0, entry, 'JUSTID')
+      redis.pcall('XCLAIM', key, GROUP, RELEASED, 0, entry, 'JUSTID')
     end
   end
   redis.call('ZREM', base .. ':leases', lease)

@@ -9,7 +9,7 @@ for _, base in ipairs(KEYS) do
       local deliveries
       if ARGV[1] == '0' then
         local rank, entry = parse(lease)
-        local pending = redis.call('XPENDING', base .. ':' .. rank, GROUP, entry, entry, 1)[1]
+        local pending = redis.pcall('XPENDING', base .. ':' .. rank, GROUP, entry, entry, 1)[1]
         deliveries = pending and math.max(pending[4] - 1, 0)
       end
       release(base, lease, deliveries)
