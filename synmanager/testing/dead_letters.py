@@ -56,6 +56,15 @@ class DeadLetters(Topic):
         # By the epoch, not since the machine started; its server's clock may be a little off.
         assert letter.died_at == pytest.approx(time.time(), abs=300)
 
+    def test_they_are_all_there_as_soon_as_they_were_looked_at(
+        self, client: QueueBackend, spec: QueueSpec
+    ) -> None:
+        for _ in range(20):
+            self.bury(client, spec, 3)
+            assert len(client.dead_letters(spec.name, 10)) == 3
+            assert client.redrive(spec.name, 10) == 3
+            assert client.purge(spec.name) == 3
+
     def test_a_queue_without_dead_letters(self, client: QueueBackend, spec: QueueSpec) -> None:
         assert client.dead_letters(spec.name, 10) == []
         assert client.redrive(spec.name, 10) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pika.channel
@@ -25,3 +26,17 @@ class GreedyChannel(pika.channel.Channel):  # type: ignore[misc]
 
     def _on_deliver(self, method_frame: Any, header_frame: Any, body: bytes) -> None:
         self.arrived.append((method_frame.method, header_frame.properties, body))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a warning of pika's is about a channel that is not of this kind.
+
+    What the broker refuses reaches the caller as an exception, or was only a question: whether a
+    queue has certain arguments. pika warns of it all the same.
+    """
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    is_ours = any(isinstance(argument, GreedyChannel) for argument in arguments)
+    return not (is_ours and record.levelno == logging.WARNING)
+
+
+logging.getLogger(pika.channel.__name__).addFilter(_is_news)

@@ -99,6 +99,9 @@ class Lane:
     def close(self) -> None:
         """Give back what is held, and be done with."""
         if self._channel.is_open:
+            if self._held:
+                # Without this, they go back some time after the closing is confirmed.
+                self._channel.basic_nack(0, multiple=True)
             self._channel.close()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -31,6 +31,7 @@ class NativeLane(Lane):
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
+        self._held = set()
 
     @property
     def is_lost(self) -> bool:
