@@ -51,4 +51,3 @@ def _delete(channel: Any) -> None:
     for phase in released.QUEUES:
         channel.queue_delete(phase)
         channel.queue_delete(f"{phase}.dead")
-

@@ -1,4 +1,4 @@
-"""Whole programs of both versions on one RabbitMQ, as in an upgrade: every pair, and all at once."""
+"""Whole programs of both versions on one RabbitMQ, as in an upgrade: each pair, and all at once."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ class Wire:
 
     Attributes:
         url: the broker's, with the proxy's port.
+        connections: how many clients have made.
         sent: what clients sent so far, by AMQP method or Redis command.
         received: what the broker sent so far, by AMQP method; Redis' replies are not counted.
     """
@@ -42,6 +43,7 @@ class Wire:
         parts = urlsplit(url)
         self._target = (parts.hostname or "localhost", parts.port or 0)
         self._count = _count_resp if parts.scheme == "redis" else _count_amqp
+        self.connections = 0
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self._replies = threading.Event()
@@ -98,6 +100,7 @@ class Wire:
                 client, _ = self._listener.accept()
             except OSError:  # closed
                 return
+            self.connections += 1
             server = socket.create_connection(self._target)
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

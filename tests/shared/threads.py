@@ -37,9 +37,9 @@ def in_thread(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[
     return join
 
 
-def until(condition: Callable[[], Any], what: str = "it") -> None:
+def until(condition: Callable[[], Any], what: str = "it", within: float = WAIT) -> None:
     """Wait for something that no call can wait for."""
-    deadline = time.monotonic() + WAIT
+    deadline = time.monotonic() + within
     while not condition():
-        assert time.monotonic() < deadline, f"not within {WAIT} s: {what}"
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
         time.sleep(0.005)
