@@ -329,15 +329,15 @@ class RedisBackend(QueueBackend):
     def receive(
         self, queues: Sequence[str], wait: float, done: Delivery | None = None
     ) -> Delivery | None:
-        if done is not None:
-            self.ack(done)
         deadline = time.monotonic() + wait
         bases = [self._keys.base(queue) for queue in queues]
         while True:
             token = f"{self._name}-{next(self._numbers)}"
             question = self._trust.question()
             sent = time.monotonic()
-            reply = self._look(queues, bases, token, question)
+            args = (token, self._lease, *question)
+            reply = self._look(queues, bases, token, args, done)
+            done = None
             if reply[0]:
                 self._trust.saw(sent, reply[5])
                 return self._deliver(queues[reply[0] - 1], token, reply)
@@ -356,18 +356,14 @@ class RedisBackend(QueueBackend):
             if not rung and not due and time.monotonic() >= deadline:
                 return None
 
-    def _look(self, queues: Sequence[str], bases: list[str], token: str, question: Any) -> Any:
+    def _look(
+        self, queues: Sequence[str], bases: list[str], token: str, args: Any, done: Delivery | None
+    ) -> Any:
         self._taking[token] = bases
         try:
-            args = (token, self._lease, *question)
-            try:
-                reply = self._run(scripts.RECEIVE, bases, *args)
-            except TopologyError as error:
-                if not _is_broken(error):
-                    raise _about(queues, error) from error.__cause__
-                for queue in queues:
-                    self._mend(queue)
-                reply = self._run(scripts.RECEIVE, bases, *args)
+            reply = None if done is None else self._finish_and_look(bases, args, done)
+            if reply is None:
+                reply = self._only_look(queues, bases, args)
         except BaseException:
             # It may have been leased; then nobody knows of it but the server.
             self._owed[token] = (bases, False)
@@ -377,6 +373,35 @@ class RedisBackend(QueueBackend):
             self._held[token] = bases[reply[0] - 1]
         del self._taking[token]
         return reply
+
+    def _only_look(self, queues: Sequence[str], bases: list[str], args: Any) -> Any:
+        try:
+            return self._run(scripts.RECEIVE, bases, *args)
+        except TopologyError as error:
+            if not _is_broken(error):
+                raise _about(queues, error) from error.__cause__
+        for queue in queues:
+            self._mend(queue)
+        return self._run(scripts.RECEIVE, bases, *args)
+
+    def _finish_and_look(self, bases: list[str], args: Any, done: Delivery) -> Any:
+        """Acknowledge and look in one; None if it has come to nothing but the acknowledgement."""
+        receipt: _Receipt = done.receipt
+        if not (done.settled or receipt.in_doubt):
+            keys = [*bases, self._keys.base(done.queue)]
+            receipt.in_doubt = True  # until there is an answer, whatever ends the call
+            try:
+                reply = self._run(scripts.RECEIVE, keys, *args, receipt.lease, done.message.id)
+            except TopologyError:
+                pass  # of whichever queue; a script that stops has done what it did before
+            else:
+                receipt.in_doubt = False
+                if reply[0] < 0:
+                    raise self._lost(done)
+                self._set_settled(done)
+                return reply
+        self.ack(done)
+        return None
 
     def _listen(self, bases: list[str], bells: list[bytes], seconds: float) -> bool:
         """Wait until a bell rings; whether one did."""
@@ -434,8 +459,11 @@ class RedisBackend(QueueBackend):
         done_before = receipt.in_doubt and (answer < 0 or script is scripts.NACK)
         if answer <= 0 and not done_before:
             raise self._lost(delivery)
+        self._set_settled(delivery)
+
+    def _set_settled(self, delivery: Delivery) -> None:
         delivery.settled = True
-        self._held.pop(receipt.token, None)
+        self._held.pop(delivery.receipt.token, None)
 
     def _lost(self, delivery: Delivery) -> LeaseLost:
         self._held.pop(delivery.receipt.token, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,10 @@ import redis
 from fake_redis import INFO, FakeConnection, new_server
 
 from synmanager.backends import Address
-from synmanager.backends.base import ExchangeSpec, QueueSpec
+from synmanager.backends.base import Counts, Delivery, ExchangeSpec, QueueSpec
 from synmanager.backends.redis import RedisBackend, checks
 from synmanager.backends.redis import backend as module
+from synmanager.backends.redis.connections import Connections
 from synmanager.backends.redis.scripts import Script
 from synmanager.backends.redis.trust import ClockTrust
 from synmanager.errors import (
@@ -159,6 +161,42 @@ class TestLostAnswers:
         assert (counts.ready, counts.delayed, counts.dead) == left
         assert counts.leased == 0
 
+    def test_an_ack_whose_answer_was_to_be_the_next_job_can_be_repeated(
+        self, broker: Broker
+    ) -> None:
+        client = broker.client()
+        batch = messages(3)
+        publish(client, batch)
+        done = client.receive([SPEC.name], 0)
+        assert done is not None
+        broker.lose(done.receipt.lease)
+        with pytest.raises(BrokerUnavailable):
+            client.receive([SPEC.name], 0, done)
+        assert not done.settled
+        client.open()
+        delivery = client.receive([SPEC.name], 0, done)
+        assert done.settled
+        assert delivery is not None
+        assert (delivery.message.id, delivery.attempt) == (batch[1].id, 1)
+        counts = client.count(SPEC.name)
+        assert (counts.ready, counts.leased) == (1, 1)
+
+    def test_an_ack_that_could_not_be_sent_is_sent_again(self, broker: Broker) -> None:
+        client = broker.client()
+        publish(client, messages(1))
+        done = client.receive([SPEC.name], 0)
+        assert done is not None
+        assert client._connections is not None
+        client._connections.forget_idle()
+        broker.server.connected = False
+        with pytest.raises(BrokerUnavailable):
+            client.receive([SPEC.name], 0, done)
+        broker.server.connected = True
+        client.open()
+        assert client.receive([SPEC.name], 0, done) is None
+        assert done.settled
+        assert client.count(SPEC.name) == Counts(0, 0, 0, 0)
+
     def test_an_ack_in_doubt_of_a_lease_that_is_another_s_is_lost(self, broker: Broker) -> None:
         client, other = broker.client(), broker.client()
         publish(client, messages(1))
@@ -205,6 +243,69 @@ class TestLostAnswers:
         delivery = other.receive([SPEC.name], 0)
         assert delivery is not None
         assert delivery.attempt == 1
+
+
+class TestFinishAndLook:
+    """An acknowledgement and the next job, in one call."""
+
+    def finished(self, client: RedisBackend) -> Delivery:
+        publish(client, messages(2))
+        done = client.receive([SPEC.name], 0)
+        assert done is not None
+        return done
+
+    def test_it_is_one_script(self, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+        client = broker.client()
+        done = self.finished(client)
+        calls: list[str] = []
+        call = Connections.call
+
+        def note_and_call(self: Connections, *command: Any) -> Any:
+            calls.append(command[0])
+            return call(self, *command)
+
+        monkeypatch.setattr(Connections, "call", note_and_call)
+        for _ in range(2):
+            done = client.receive([SPEC.name], 0, done)
+        assert done is None
+        assert calls == ["EVALSHA", "EVALSHA"]
+        client.close()
+        assert calls == ["EVALSHA", "EVALSHA"], "nothing is left to give back"
+
+    @pytest.mark.parametrize("rank", ["high", "normal"])
+    def test_a_group_that_was_destroyed_is_mended(self, broker: Broker, rank: str) -> None:
+        client = broker.client()
+        done = self.finished(client)
+        broker.foreigner.xgroup_destroy(f"{BASE}:{rank}", "synmanager")
+        delivery = client.receive([SPEC.name], 0, done)
+        assert done.settled
+        assert delivery is not None
+        assert delivery.attempt == 1
+        assert client.receive([SPEC.name], 0, delivery) is None
+        assert client.count(SPEC.name) == Counts(0, 0, 0, 0)
+
+    def test_what_is_wrong_with_the_next_queue_is_said_of_it(self, broker: Broker) -> None:
+        client = broker.client()
+        done = self.finished(client)
+        broker.foreigner.set("{synmanager}:queue:other:due", "a string")
+        with pytest.raises(TopologyError, match=r"queue 'other': .*WRONGTYPE"):
+            client.receive(["other"], 0, done)
+        assert done.settled
+        assert client.count(SPEC.name) == Counts(1, 0, 0, 0)
+
+    def test_what_is_wrong_with_the_queue_before_is_said_of_it(self, broker: Broker) -> None:
+        client = broker.client()
+        done = self.finished(client)
+        other = replace(SPEC, name="other", routing_key="another")
+        client.declare(other)
+        leases = broker.foreigner.dump(f"{BASE}:leases")
+        broker.foreigner.set(f"{BASE}:leases", "a string")
+        with pytest.raises(TopologyError, match=r"queue 'train': .*WRONGTYPE"):
+            client.receive([other.name], 0, done)
+        assert not done.settled
+        broker.foreigner.restore(f"{BASE}:leases", 0, leases, replace=True)
+        assert client.receive([other.name], 0, done) is None
+        assert done.settled
 
 
 class TestClose:

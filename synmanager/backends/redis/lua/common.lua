@@ -174,3 +174,12 @@ local function finish(base, lease, rank, entry)
   redis.call('ZREM', base .. ':leases', lease)
   remove(base, rank, entry)
 end
+
+-- Settle a delivery whose job is done. Returns 1, or what not_held() returns.
+local function ack(base, lease, id)
+  if redis.call('ZREM', base .. ':leases', lease) == 0 then return not_held(base, lease) end
+  local rank, entry = parse(lease)
+  remove(base, rank, entry)
+  redis.call('HDEL', base .. ':ids', id)
+  return 1
+end

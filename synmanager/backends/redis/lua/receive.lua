@@ -1,7 +1,10 @@
 -- Take one message: the first queue that has one, its highest rank, its oldest.
 -- KEYS: the bases of the queues. ARGV: token, lease, expected, tolerance, trusted (see trust()).
+-- To acknowledge another message before, its base is the last key, and its lease and id the last
+-- arguments.
 -- Returns {queue's number, rank, entry, deliveries, fields, now} or
--- {0, now, when to look again or -1, the newest entry of each queue's bell}.
+-- {0, now, when to look again or -1, the newest entry of each queue's bell} or
+-- {-1} if that other message was not held, and then nothing is taken.
 
 local function take_from(key)
   while true do
@@ -28,6 +31,10 @@ local function take(base)
       if entry then return rank, entry, deliveries, fields end
     end
   end
+end
+
+if ARGV[6] then
+  if ack(table.remove(KEYS), ARGV[6], ARGV[7]) <= 0 then return {-1} end
 end
 
 local now = milliseconds()
