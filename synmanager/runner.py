@@ -76,6 +76,15 @@ class _Rejected:
 _Outcome = _Done | _Failed | _Rejected
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """A job that has only its acknowledgement before it."""
+
+    delivery: Delivery
+    job: Job
+    outcome: _Done
+
+
 class Runner:
     """Runs jobs, one at a time per calling thread, in that thread.
 
@@ -149,23 +158,33 @@ class Runner:
         ) as shutdown:
             self._loops.add(shutdown)
             idle_since = time.monotonic()
+            finished: _Finished | None = None  # acknowledged with the next look for a job
             try:
                 while not shutdown.requested and not called_off() and count != max_jobs:
                     wait = 0.0 if burst else _SLICE
                     if idle_timeout is not None:
                         left = idle_since + idle_timeout - time.monotonic()
                         wait = max(0.0, min(wait, left))
-                    delivery = self._take(queues, wait, shutdown)
-                    if delivery is None:
-                        if burst or wait < _SLICE:
-                            break
-                    elif shutdown.requested:
+                    try:
+                        delivery = self._take(queues, wait, shutdown, finished)
+                    except LeaseLost as error:
+                        assert finished is not None  # of which alone it can speak
+                        self._keep(finished.job, finished.outcome, error)
+                        finished = None
+                        continue
+                    if delivery is not None:
+                        finished = None
+                    elif burst or wait < _SLICE:
+                        break
+                    if delivery is not None and shutdown.requested:
                         self._put_back(delivery)
-                    else:
+                    elif delivery is not None:
                         handler = handlers[delivery.queue]
-                        self.handle(delivery, handler, acknowledge_first=acknowledge_first)
+                        finished = self._process(delivery, handler, acknowledge_first)
                         count += 1
                         idle_since = time.monotonic()
+                if finished is not None:
+                    self._acknowledge(finished)
             finally:
                 self._loops.discard(shutdown)
         return count
@@ -191,7 +210,21 @@ class Runner:
     def handle(
         self, delivery: Delivery, handler: Handler, *, acknowledge_first: bool = False
     ) -> Any:
-        """Run and settle one delivery; return what its handler returned, None if it failed."""
+        """Run and settle one delivery.
+
+        Returns:
+            what its handler returned; None if it failed, or if the job is no longer ours: then
+            that is returned when the job comes back.
+        """
+        finished = self._process(delivery, handler, acknowledge_first)
+        if finished is None or not self._acknowledge(finished):
+            return None
+        return finished.outcome.value
+
+    def _process(
+        self, delivery: Delivery, handler: Handler, acknowledge_first: bool
+    ) -> _Finished | None:
+        """Run one delivery, and settle it but for the acknowledgement of a success."""
         message = delivery.message
         job = Job(message.id, delivery.queue, message.rank, delivery.attempt, message.submitted_at)
         # A first delivery is a job of its own, even where it shares the id of an earlier one.
@@ -201,7 +234,10 @@ class Runner:
                 logger.info("job %s came back after it had run; settling it", job.id)
             else:
                 outcome = self._run(delivery, job, handler, acknowledge_first)
-            self._settle(delivery, job, outcome)
+            finished = self._settle(delivery, job, outcome)
+            if finished is not None and delivery in self._closing:
+                self._acknowledge(finished)  # while there is a connection
+            return finished
         except _GONE as error:
             logger.warning("job %s was to be acknowledged first, and is gone: %s", job.id, error)
             return None
@@ -209,12 +245,14 @@ class Runner:
             if delivery in self._closing:
                 self._closing.discard(delivery)
                 self.close()
-        return outcome.value if isinstance(outcome, _Done) else None
 
-    def _take(self, queues: Sequence[str], wait: float, shutdown: Shutdown) -> Delivery | None:
+    def _take(
+        self, queues: Sequence[str], wait: float, shutdown: Shutdown, finished: _Finished | None
+    ) -> Delivery | None:
+        done = None if finished is None else finished.delivery
         try:
             return self._session.call(
-                lambda backend: backend.receive(queues, wait),
+                lambda backend: backend.receive(queues, wait, done),
                 endless=True,
                 called_off=lambda: shutdown.requested,
             )
@@ -286,12 +324,14 @@ class Runner:
             )
         return decode(delivery.message.body, self._max_bytes)
 
-    def _settle(self, delivery: Delivery, job: Job, outcome: _Outcome) -> None:
+    def _settle(self, delivery: Delivery, job: Job, outcome: _Outcome) -> _Finished | None:
+        """Settle what has run; a success that is published is returned for its acknowledgement."""
+        finished = _Finished(delivery, job, outcome) if isinstance(outcome, _Done) else None
         if delivery.settled:  # given back at shutdown, or acknowledged first
-            return
+            return finished
         try:
             if isinstance(outcome, _Done):
-                self._finish(delivery, job, outcome)
+                self._publish(delivery, job, outcome)
             elif isinstance(outcome, _Rejected) or self._retry.exhausted(delivery.attempt):
                 self._bury(delivery, job, outcome.reason)
             else:
@@ -301,13 +341,22 @@ class Runner:
                 logger.info("job %s is tried again in %.1f s", job.id, delay)
                 self._call(lambda backend: backend.nack(delivery, delay=delay))
         except SynmanagerError as error:
-            # The job comes back, and need not run again for that.
-            self._keep(job, outcome)
-            if not isinstance(error, _GONE):
-                raise
-            logger.warning("job %s ran, but was no longer ours to settle: %s", job.id, error)
+            self._keep(job, outcome, error)
+            return None
+        return finished
 
-    def _finish(self, delivery: Delivery, job: Job, outcome: _Done) -> None:
+    def _acknowledge(self, finished: _Finished) -> bool:
+        """Acknowledge; False if the job was no longer ours."""
+        if finished.delivery.settled:
+            return True
+        try:
+            self._call(lambda backend: backend.ack(finished.delivery))
+        except SynmanagerError as error:
+            self._keep(finished.job, finished.outcome, error)
+            return False
+        return True
+
+    def _publish(self, delivery: Delivery, job: Job, outcome: _Done) -> None:
         if self._on_result is not None and outcome.value is not None:
             # A result of a job that is another's by now must not go out.
             self._call(lambda backend: backend.renew(delivery))
@@ -315,20 +364,27 @@ class Runner:
                 self._on_result(job, outcome.value)
             except InvalidJob as error:
                 self._bury(delivery, job, f"its result cannot be published: {error}")
-                return
-        self._call(lambda backend: backend.ack(delivery))
 
     def _bury(self, delivery: Delivery, job: Job, reason: str) -> None:
         logger.error("job %s of %s becomes a dead letter: %s", job.id, job.phase, reason)
         self._call(lambda backend: backend.bury(delivery, reason))
 
     def _call(self, operation: Callable[[QueueBackend], None]) -> None:
-        self._session.call(operation, called_off=self.overdue)
+        # A loop has nothing better to do than to wait for the broker: the job is done.
+        self._session.call(operation, endless=bool(self._loops), called_off=self.overdue)
 
-    def _keep(self, job: Job, outcome: _Outcome) -> None:
+    def _keep(self, job: Job, outcome: _Outcome, error: SynmanagerError) -> None:
+        """Keep an outcome that could not be settled: the job comes back, and need not run again.
+
+        Raises:
+            SynmanagerError: the given error, unless it says that the job is no longer ours.
+        """
         self._kept[_submission(job)] = outcome
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
+        if not isinstance(error, _GONE):
+            raise error
+        logger.warning("job %s ran, but was no longer ours to settle: %s", job.id, error)
 
 
 def _submission(job: Job) -> tuple[object, ...]:

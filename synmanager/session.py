@@ -91,6 +91,7 @@ class Session:
         messages: Sequence[Message],
         *,
         delay: float = 0.0,
+        endless: bool = False,
         called_off: Callable[[], bool] = lambda: False,
     ) -> None:
         """Publish; after an interruption repeat what is in doubt, with the same ids."""
@@ -104,7 +105,7 @@ class Session:
                 remaining = interruption.unconfirmed
                 raise
 
-        self.call(attempt, called_off=called_off)
+        self.call(attempt, endless=endless, called_off=called_off)
 
     def call(
         self,

@@ -70,5 +70,6 @@ class Worker(Service):
             COMPLETED.exchange.name,
             COMPLETED.routing_key,
             [message],
+            endless=True,  # the job is done: there is nothing better to wait for
             called_off=self._runner.overdue,
         )

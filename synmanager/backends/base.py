@@ -235,15 +235,22 @@ class QueueBackend(ABC):
         """
 
     @abstractmethod
-    def receive(self, queues: Sequence[str], wait: float) -> Delivery | None:
+    def receive(
+        self, queues: Sequence[str], wait: float, done: Delivery | None = None
+    ) -> Delivery | None:
         """Take one message, or None when all queues stayed empty for ``wait`` seconds.
 
         The first non-empty queue wins; within a queue the highest rank, and within a rank the
         oldest. Waiting costs the broker next to nothing, and a message that arrives ends it
         within milliseconds. When this returns, nothing but the returned delivery is held.
 
+        Args:
+            done: :meth:`ack` this one first. A worker does both after every job, and many
+                brokers can do them in one round trip.
+
         Raises:
             TopologyError: a queue does not exist.
+            LeaseLost: the broker has taken ``done`` back; nothing is taken.
         """
 
     @abstractmethod

@@ -225,7 +225,11 @@ class MemoryBackend(QueueBackend):
                         queue.put(_Entry(message))
             broker.changed.notify_all()
 
-    def receive(self, queues: Sequence[str], wait: float) -> Delivery | None:
+    def receive(
+        self, queues: Sequence[str], wait: float, done: Delivery | None = None
+    ) -> Delivery | None:
+        if done is not None:
+            self.ack(done)
         with self._locked() as broker:
             deadline = broker.clock.now() + wait
             while True:

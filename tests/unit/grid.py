@@ -162,9 +162,11 @@ class FlakyBackend(MemoryBackend):
         self._enter("publish")
         super().publish(exchange, routing_key, messages, delay=delay)
 
-    def receive(self, queues: Sequence[str], wait: float) -> Delivery | None:
+    def receive(
+        self, queues: Sequence[str], wait: float, done: Delivery | None = None
+    ) -> Delivery | None:
         self._enter("receive")
-        return super().receive(queues, wait)
+        return super().receive(queues, wait, done)
 
     def ack(self, delivery: Delivery) -> None:
         self._enter("ack")

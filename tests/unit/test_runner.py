@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -142,8 +141,8 @@ class TestStop:
 def stop_on_arrival(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     receive = FlakyBackend.receive
 
-    def receive_and_stop(self: FlakyBackend, queues: Sequence[str], wait: float) -> Any:
-        delivery = receive(self, queues, wait)
+    def receive_and_stop(self: FlakyBackend, *arguments: Any) -> Any:
+        delivery = receive(self, *arguments)
         bench.runner.stop()
         return delivery
 

@@ -136,20 +136,22 @@ class RabbitMQBackend(QueueBackend):
                 contents = [properties.fresh(message) for message in messages]
                 _publish(lane, exchange, routing_key, contents, messages)
 
-    def receive(self, queues: Sequence[str], wait: float) -> Delivery | None:
+    def receive(
+        self, queues: Sequence[str], wait: float, done: Delivery | None = None
+    ) -> Delivery | None:
         deadline = time.monotonic() + wait
         with self._connected() as link:
-            while True:
+            arrival = None
+            if done is not None and not done.settled:
+                arrival = self._exchange(link, done, queues, wait)
+            while arrival is None or (delivery := self._accept(link, arrival)) is None:
                 arrival = _get(link, queues)
                 if arrival is None:
                     left = deadline - time.monotonic()
                     if left <= 0:
                         return None
-                    arrival = self._listen(link, queues, left)
-                if arrival is not None:
-                    delivery = self._accept(link, arrival)
-                    if delivery is not None:
-                        return delivery
+                    arrival = self._listen(link, None, queues, left)
+            return delivery
 
     def ack(self, delivery: Delivery) -> None:
         with self._held(delivery) as receipt:
@@ -282,26 +284,31 @@ class RabbitMQBackend(QueueBackend):
 
     @contextmanager
     def _held(self, delivery: Delivery) -> Iterator[_Receipt | None]:
-        """A delivery's receipt, with the link's lock; None if it is settled already.
+        """A delivery's receipt, with the link's lock; None if it is settled already."""
+        if delivery.settled:
+            yield None
+        else:
+            with self._connected() as link:
+                yield self._receipt(link, delivery)
+
+    def _receipt(self, link: Link, delivery: Delivery, *, look: bool = True) -> _Receipt:
+        """The receipt of a delivery that is still ours.
+
+        Args:
+            look: at what the broker has sent meanwhile.
 
         Raises:
             LeaseLost: its channel is gone, and so the broker has taken it back.
         """
-        if delivery.settled:
-            yield None
-            return
         receipt: _Receipt = delivery.receipt
         arrival = receipt.arrival
-        with self._connected() as link:
-            if link is receipt.link:
-                link.glance()
-            if link is not receipt.link or arrival.lane.is_lost:
-                if arrival.properties.message_id is None:
-                    self._remember(arrival, delivery.message.id)
-                raise LeaseLost(
-                    f"job {delivery.message.id} was taken back: its channel or connection is gone"
-                )
-            yield receipt
+        if look:
+            link.glance()
+        if link is not receipt.link or arrival.lane.is_lost:
+            if arrival.properties.message_id is None:
+                self._remember(arrival, delivery.message.id)
+            raise _lost(delivery)
+        return receipt
 
     def _publish_delayed(
         self,
@@ -323,10 +330,41 @@ class RabbitMQBackend(QueueBackend):
                 f"no queue is declared on exchange {exchange!r} with routing key {routing_key!r}"
             ) from error
 
-    def _listen(self, link: Link, queues: Sequence[str], seconds: float) -> Arrival | None:
+    def _exchange(
+        self, link: Link, done: Delivery, queues: Sequence[str], wait: float
+    ) -> Arrival | None:
+        """Acknowledge, and return what comes in answer, if something does.
+
+        That is how a single queue is consumed fastest: its consumer stays, and RabbitMQ answers
+        an acknowledgement with the next message.
+        """
+        alone = wait > 0 and list(queues) == [done.queue]
+        receipt = self._receipt(link, done, look=not alone)
+        lane, tag = receipt.arrival.lane, receipt.arrival.tag
+        if not alone:
+            _remove(done, receipt)
+            return None
         try:
-            with link.lane() as lane:
+            lane.ack(tag)
+            arrival = self._listen(link, lane, queues, wait)
+        except ChannelClosedByBroker as error:
+            raise _lost(done) from error
+        done.settled = True
+        return arrival
+
+    def _listen(
+        self, link: Link, lane: Lane | None, queues: Sequence[str], seconds: float
+    ) -> Arrival | None:
+        """Wait for a message.
+
+        The consumer of a single queue stays as long as its message is held, see :meth:`_exchange`.
+        Of several it cannot: the next message must come from the first that has one.
+        """
+        try:
+            with link.lane(lane) as lane:
                 arrivals = lane.listen(queues, seconds)
+                if not arrivals or len(queues) > 1:
+                    arrivals += lane.stop_listening()
         except ChannelClosedByBroker as error:
             if error.reply_code != NOT_IMPLEMENTED or not link.shares_prefetch:
                 raise
@@ -344,8 +382,7 @@ class RabbitMQBackend(QueueBackend):
         the count is written into a copy that takes its place, before anyone runs it: a job that
         kills its worker would otherwise never end.
         """
-        is_counted = properties.read(arrival.properties, b"").is_counted
-        if arrival.redelivered and not is_counted:
+        if arrival.redelivered and not properties.is_counted(arrival.properties):
             self._replace(link, arrival, extra_attempts=1)
             return None
         return self._make_delivery(link, arrival)
@@ -354,7 +391,7 @@ class RabbitMQBackend(QueueBackend):
         known = None
         if arrival.properties.message_id is None and self._lost:
             known = self._lost.pop((arrival.queue, arrival.body), None)
-        message, attempts, _, defect = properties.read(arrival.properties, arrival.body, known)
+        message, attempts, defect = properties.read(arrival.properties, arrival.body, known)
         receipt = _Receipt(link, arrival)
         return Delivery(message, arrival.queue, attempts + 1, receipt, defect, settled)
 
@@ -420,9 +457,14 @@ def _publish(
         ) from cause
 
 
+def _lost(delivery: Delivery) -> LeaseLost:
+    return LeaseLost(f"job {delivery.message.id} was taken back: its channel or connection is gone")
+
+
 def _remove(delivery: Delivery, receipt: _Receipt) -> None:
     """Acknowledge what has been taken care of."""
     lane = receipt.arrival.lane
+    lane.stop_listening()  # it would be sent the next
     lane.ack(receipt.arrival.tag)
     receipt.link.give_back(lane)
     delivery.settled = True

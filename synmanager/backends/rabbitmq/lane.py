@@ -94,7 +94,7 @@ class Lane:
     @property
     def is_reusable(self) -> bool:
         """Whether nothing is held on it, nor awaited."""
-        return not (self.is_lost or self._held or self._confirming)
+        return not (self.is_lost or self._held or self._confirming or self._queues)
 
     def close(self) -> None:
         """Give back what is held, and be done with."""
@@ -120,34 +120,35 @@ class Lane:
         return self._hold(queue, *answer) if isinstance(answer, tuple) else None
 
     def listen(self, queues: Sequence[str], seconds: float) -> list[Arrival]:
-        """Wait for a message from any of the queues.
+        """Consume the queues, and wait for a message from any of them.
+
+        As long as one is held nothing more comes, as a rule, so the consumers can stay.
 
         Returns:
             one, as a rule; none after ``seconds`` or when a queue is deleted meanwhile; more than
             one only where the broker knows no prefetch over a whole channel, if they came at once.
         """
         arrived = self._channel.arrived
-        self._limit_prefetch()
         self._is_cancelled = False
-        for queue in queues:
-            if arrived:
-                break
-            self._got.clear()
-            tag = self._channel.basic_consume(queue, _unused, callback=self._got.append)
-            self._queues[tag] = queue
-            self._wait(lambda: self._got)
+        if not self.listens_to(queues):
+            self._limit_prefetch()
+            for queue in queues:
+                if arrived:
+                    break
+                self._consume(queue)
         self._link.wait(lambda: arrived or self.is_lost or self._is_cancelled, seconds)
-        # What crosses with the last cancelling is waited for: it would be held, and by nobody.
-        tags = [tag for tag in self._queues if tag in self._channel.consumer_tags]
-        for tag in tags:
+        return self._take_arrived()
+
+    def listens_to(self, queues: Sequence[str]) -> bool:
+        return list(self._queues.values()) == list(queues)
+
+    def stop_listening(self) -> list[Arrival]:
+        """End the consumers; returns what crossed with that, which is held as well."""
+        for tag in set(self._queues) & set(self._channel.consumer_tags):
             done: list[object] = []
             self._channel.basic_cancel(tag, callback=done.append)
             self._wait(lambda done=done: done)  # type: ignore[misc]
-        arrivals = [
-            self._hold(self._queues[method.consumer_tag], method, properties, body)
-            for method, properties, body in arrived
-        ]
-        arrived.clear()
+        arrivals = self._take_arrived()
         self._queues.clear()
         return arrivals
 
@@ -199,6 +200,20 @@ class Lane:
         # As long as some come, the broker is only slow.
         while (before := len(self._confirming)) > left:
             self._wait(lambda before=before: len(self._confirming) < before)  # type: ignore[misc]
+
+    def _consume(self, queue: str) -> None:
+        self._got.clear()
+        tag = self._channel.basic_consume(queue, _unused, callback=self._got.append)
+        self._queues[tag] = queue
+        self._wait(lambda: self._got)
+
+    def _take_arrived(self) -> list[Arrival]:
+        arrivals = [
+            self._hold(self._queues[method.consumer_tag], method, properties, body)
+            for method, properties, body in self._channel.arrived
+        ]
+        self._channel.arrived.clear()
+        return arrivals
 
     def _limit_prefetch(self) -> None:
         if not self._has_qos:

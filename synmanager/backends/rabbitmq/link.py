@@ -117,12 +117,15 @@ class Link:
             self._do_io(0)
 
     @contextmanager
-    def lane(self) -> Iterator[Lane]:
+    def lane(self, lane: Lane | None = None) -> Iterator[Lane]:
         """A channel for one call; the caller holds the lock.
 
         A delivery that is held on it afterwards keeps it, see :meth:`give_back`.
+
+        Args:
+            lane: this one, which is in the caller's hands already.
         """
-        lane = self._take_lane()
+        lane = lane or self._take_lane()
         try:
             yield lane
         except BaseException:
@@ -191,11 +194,11 @@ class Link:
             until_timer = self.wire.next_timer - time.monotonic()
             self._lock.release()
             try:
-                self.wire.poll(min(seconds, until_timer))
+                arrived = self.wire.poll(min(seconds, until_timer))
             finally:
                 self._lock.acquire()
             try:
-                self.wire.process()
+                self.wire.process(arrived=arrived)
             except BaseException:
                 # Interrupted, by a signal perhaps, who knows where in the protocol.
                 self.wire.abort("interrupted")

@@ -37,6 +37,9 @@ class NativeLane(Lane):
     def is_lost(self) -> bool:
         return not self._channel.is_open
 
+    def stop_listening(self) -> list[Arrival]:
+        return []  # the consumer is its owner's
+
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         self._channel.basic_ack(tag, multiple)
 

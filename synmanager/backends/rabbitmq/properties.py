@@ -29,7 +29,17 @@ from synmanager.backends.base import DeadLetter
 from synmanager.backends.rabbitmq.frames import Content
 from synmanager.message import Message, Rank, new_id
 
-__all__ = ["MAX_PRIORITY", "Metadata", "again", "dead", "dead_letter", "delayed", "fresh", "read"]
+__all__ = [
+    "MAX_PRIORITY",
+    "Metadata",
+    "again",
+    "dead",
+    "dead_letter",
+    "delayed",
+    "fresh",
+    "is_counted",
+    "read",
+]
 
 #: ``x-max-priority`` of the queues that this project and its image create.
 MAX_PRIORITY = 9
@@ -61,13 +71,11 @@ class Metadata(NamedTuple):
 
     Attributes:
         attempts: deliveries before this one that came to nothing, as far as they are counted.
-        is_counted: whether the broker counts deliveries that come to nothing itself.
         defect: what is wrong with the properties, if something is.
     """
 
     message: Message
     attempts: int
-    is_counted: bool
     defect: str | None
 
 
@@ -150,8 +158,7 @@ def read(properties: BasicProperties, body: bytes, message_id: str | None = None
 
     schema = number(_SCHEMA, 0)
     submitted_at = number(_SUBMITTED_AT, None)
-    attempts = number(_ATTEMPTS, 0)
-    counted = number(_DELIVERY_COUNT, None)
+    attempts = number(_ATTEMPTS, 0) + number(_DELIVERY_COUNT, 0)
     message = Message(
         body,
         properties.message_id or message_id or new_id(),
@@ -159,9 +166,12 @@ def read(properties: BasicProperties, body: bytes, message_id: str | None = None
         submitted_at if submitted_at is None else submitted_at / 1e6,
         schema,
     )
-    return Metadata(
-        message, attempts + (counted or 0), counted is not None, "; ".join(problems) or None
-    )
+    return Metadata(message, attempts, "; ".join(problems) or None)
+
+
+def is_counted(properties: BasicProperties) -> bool:
+    """Whether the broker itself counts deliveries that come to nothing, as quorum queues do."""
+    return _DELIVERY_COUNT in (properties.headers or {})
 
 
 def dead_letter(queue: str, properties: BasicProperties, body: bytes) -> DeadLetter:

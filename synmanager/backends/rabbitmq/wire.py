@@ -100,23 +100,30 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
     def has_unsent(self) -> bool:
         return bool(self._unsent)
 
-    def poll(self, seconds: float) -> None:
-        """Wait until there is something to :meth:`process`, or :meth:`wake` is called."""
+    def poll(self, seconds: float) -> bool:
+        """Wait until there is something to :meth:`process`, or :meth:`wake` is called.
+
+        Returns:
+            whether something has arrived.
+        """
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
-            return
+            return True
         ready = self._poller.poll(math.ceil(max(seconds, 0.0) * 1000))
-        if any(fd == self._waker for fd, _ in ready):
-            with suppress(BlockingIOError):
-                os.read(self._waker, 4096)
+        for fd, _ in ready:
+            if fd == self._waker:
+                with suppress(BlockingIOError):
+                    os.read(self._waker, 4096)
+        return any(fd != self._waker and event != select.POLLOUT for fd, event in ready)
 
     def wake(self) -> None:
         """End a :meth:`poll` of another thread."""
         with suppress(OSError):  # full, which wakes as well, or disposed of
             os.write(self._wake, b"!")
 
-    def process(self) -> None:
-        """Handle what has arrived and what is due, and send what there is to send."""
-        self._receive()
+    def process(self, *, arrived: bool) -> None:
+        """Handle what has arrived, if anything, and what is due; send what there is to send."""
+        if arrived:
+            self._receive()
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heappop(self._timers)[2]
