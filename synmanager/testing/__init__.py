@@ -31,6 +31,7 @@ One file per topic, each a class that can also be run alone (``class TestNatsLea
 ``publishing``     acceptance, routing, batches, what a message keeps on its way
 ``receiving``      order, waiting and waking up, no hoarding, bodies of strangers
 ``settling``       ack, nack and bury, once and twice
+``chains``         receive that acknowledges the job before
 ``leases``         crashes, lost and renewed leases, attempts
 ``ranking``        ranks within a queue, order of queues
 ``delays``         delayed messages and delayed retries
@@ -50,6 +51,7 @@ from __future__ import annotations
 import pytest
 
 _TOPICS = (
+    "chains",
     "concurrency",
     "counting",
     "dead_letters",

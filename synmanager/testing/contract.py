@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from synmanager.testing.chains import Chains
 from synmanager.testing.concurrency import Concurrency
 from synmanager.testing.counting import Counting
 from synmanager.testing.dead_letters import DeadLetters
@@ -21,6 +22,7 @@ class BackendContract(
     Publishing,
     Receiving,
     Settling,
+    Chains,
     Leases,
     Ranking,
     Delays,

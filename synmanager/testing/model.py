@@ -141,9 +141,17 @@ class ContractMachine(RuleBasedStateMachine):
         order = [self.queues[first], self.queues[1 - first]]
         self.receive(client, order if both else order[:1])
 
-    def receive(self, client: int, order: list[Queue]) -> bool:
+    @precondition(lambda self: self.held)
+    @rule(index=NUMBERS, both=st.booleans(), first=QUEUES)
+    def ack_and_take(self, index: int, both: bool, first: int) -> None:
+        held = self.settle(index)
+        order = [self.queues[first], self.queues[1 - first]]
+        self.receive(held.client, order if both else order[:1], held.delivery)
+        assert held.delivery.settled
+
+    def receive(self, client: int, order: list[Queue], done: Delivery | None = None) -> bool:
         names = [queue.spec.name for queue in order]
-        delivery = self.clients[client].receive(names, 0)
+        delivery = self.clients[client].receive(names, 0, done)
         queue = next((queue for queue in order if queue.ready), None)
         if queue is None:
             assert delivery is None
