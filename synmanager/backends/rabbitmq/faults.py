@@ -37,6 +37,9 @@ _REFUSALS = (
     pika_errors.AuthenticationError,
 )
 
+#: TLS errors of a connection that ended in the middle, as any may.
+_CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
 
 @contextmanager
 def translated(where: str) -> Iterator[None]:
@@ -58,8 +61,8 @@ def translate(error: BaseException, where: str) -> SynmanagerError:
             f"no trust between us and {where}: its certificate is not valid here: "
             f"{error.verify_message}"
         )
-    if isinstance(error, ssl.SSLError):
-        return AccessRefused(f"TLS with {where} fails: {error.reason or error}")
+    if isinstance(error, ssl.SSLError) and not isinstance(error, _CUT_OFF):
+        return AccessRefused(f"TLS with {where} fails: {error}; does it speak TLS on this port?")
     if isinstance(error, pika_errors.ChannelClosedByBroker):
         kind = AccessRefused if error.reply_code == ACCESS_REFUSED else TopologyError
         return kind(f"RabbitMQ at {where}: {error.reply_text}")

@@ -1,0 +1,171 @@
+"""A message as AMQP properties and frames, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pika import BasicProperties, frame, spec
+from pika.data import encode_table
+
+from synmanager.backends.rabbitmq import properties
+from synmanager.backends.rabbitmq.frames import Content, Publication
+from synmanager.message import SCHEMA, Message, Rank
+
+FRAME_MAX = 4096
+
+messages = st.builds(
+    Message,
+    body=st.binary(max_size=3 * FRAME_MAX),
+    id=st.text(min_size=1, max_size=60),
+    rank=st.sampled_from(Rank),
+    submitted_at=st.none() | st.floats(0, 4e9),
+    schema=st.just(SCHEMA),
+)
+
+
+def decode(content: Content) -> BasicProperties:
+    """As the other side does."""
+    decoded = BasicProperties()
+    decoded.decode(content.properties)
+    return decoded
+
+
+def headers_of(content: Content) -> dict[str, Any]:
+    return dict(decode(content).headers or {})
+
+
+@given(messages)
+def test_a_fresh_message_is_read_as_it_was(message: Message) -> None:
+    content = properties.fresh(message)
+    read, attempts, defect = properties.read(decode(content), content.body)
+    assert (read.id, read.rank, read.body) == (message.id, message.rank, message.body)
+    assert read.submitted_at == pytest.approx(message.submitted_at, abs=1e-6)
+    assert (read.schema, attempts, defect) == (SCHEMA, 0, None)
+    assert decode(content).delivery_mode == 2
+
+
+@given(messages)
+def test_pika_would_have_written_the_same(message: Message) -> None:
+    written, ours = properties.delayed(message, {}), properties.fresh(message)
+    assert vars(decode(ours)) == vars(decode(written))
+
+
+@given(messages)
+def test_its_frames_are_those_that_pika_reads(message: Message) -> None:
+    content = properties.fresh(message)
+    stream = Publication("exchange", "key", 7).frames(content, FRAME_MAX)
+    read = []
+    while stream:
+        size, value = frame.decode_frame(stream)
+        assert size <= FRAME_MAX
+        read.append(value)
+        stream = stream[size:]
+    method, header, *bodies = read
+    assert {each.channel_number for each in read} == {7}
+    assert isinstance(method.method, spec.Basic.Publish)
+    assert (method.method.exchange, method.method.routing_key) == ("exchange", "key")
+    assert method.method.mandatory
+    assert header.body_size == len(message.body)
+    assert b"".join(each.fragment for each in bodies) == message.body
+
+
+@pytest.mark.parametrize("rank", Rank)
+def test_a_copy_for_the_head_comes_before_its_rank_and_after_the_next(rank: Rank) -> None:
+    message = Message(b"{}", rank=rank)
+    original = decode(properties.fresh(message))
+    head = decode(properties.again(original, message, 1, head=True))
+    assert head.priority == original.priority + 1
+    assert properties.read(head, b"").message.rank is rank
+    higher = [decode(properties.fresh(Message(b"", rank=other))) for other in Rank if other > rank]
+    assert all(head.priority < each.priority for each in higher)
+    assert head.priority <= properties.MAX_PRIORITY
+
+
+def test_a_copy_keeps_what_its_producer_said_and_drops_what_the_broker_did() -> None:
+    original = BasicProperties(
+        content_type="text/plain",
+        correlation_id="a correlation",
+        expiration="1000",
+        headers={"tenant": "a", "x-death": [{"count": 1}], "synmanager-delay-3": True},
+    )
+    copy = decode(properties.again(original, Message(b"{}", id="an id", submitted_at=None), 3))
+    assert (copy.content_type, copy.correlation_id) == ("text/plain", "a correlation")
+    assert copy.message_id == "an id"
+    assert copy.expiration is None
+    assert copy.headers == {"tenant": "a", "x-synmanager-attempts": 3}
+    assert original.headers is not None
+    assert "x-death" in original.headers
+
+
+def test_headers_that_leave_no_room_for_ours_are_dropped() -> None:
+    original = BasicProperties(message_id="an id", headers={"large": "x" * 70_000})
+    copy = properties.dead(original, Message(b"{}", id="an id"), "train", 2, "why" * 20_000)
+    assert len(copy.properties) < 70_000
+    letter = properties.dead_letter("train", decode(copy), b"{}")
+    assert (letter.message.id, letter.attempts) == ("an id", 2)
+    assert letter.reason.startswith("whywhy")
+
+
+@pytest.mark.parametrize("reason", ["lone \ud800 surrogate", "ü" * 20_000, ""])
+def test_any_reason_can_be_kept(reason: str) -> None:
+    message = Message(b"{}")
+    letter = properties.dead_letter(
+        "train", decode(properties.dead(BasicProperties(), message, "train", 1, reason)), b"{}"
+    )
+    assert letter.reason[:5] == reason.encode("utf-8", "backslashreplace").decode()[:5]
+
+
+def test_what_a_stranger_buried_is_shown_all_the_same() -> None:
+    letter = properties.dead_letter("train", BasicProperties(timestamp=1_700_000_000), b"{}")
+    assert (letter.reason, letter.attempts, letter.died_at) == ("", 0, 1_700_000_000.0)
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("x-synmanager-attempts", "many"),
+        ("x-synmanager-attempts", -1),
+        ("x-synmanager-attempts", True),
+        ("x-synmanager-schema", "new"),
+        ("x-synmanager-submitted-at", [1]),
+        ("x-delivery-count", "many"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_a_defect(header: str, value: object) -> None:
+    read = properties.read(BasicProperties(headers={header: value}), b"{}")
+    assert read.defect is not None
+    assert header in read.defect
+
+
+def test_deliveries_that_a_quorum_queue_counted_are_added() -> None:
+    stamped = BasicProperties(headers={"x-delivery-count": 2, "x-synmanager-attempts": 3})
+    assert properties.read(stamped, b"").attempts == 5
+    assert properties.is_counted(stamped)
+    assert not properties.is_counted(BasicProperties())
+
+
+@pytest.mark.parametrize(
+    ("priority", "rank"),
+    [
+        (None, Rank.NORMAL),
+        (0, Rank.LOW),
+        (1, Rank.LOW),
+        (2, Rank.LOW),
+        (4, Rank.NORMAL),
+        (5, Rank.NORMAL),
+        (8, Rank.HIGH),
+        (9, Rank.HIGH),
+        (255, Rank.HIGH),
+    ],
+)
+def test_a_priority_of_anybody_is_a_rank(priority: int | None, rank: Rank) -> None:
+    assert properties.read(BasicProperties(priority=priority), b"").message.rank is rank
+
+
+def test_the_time_of_submission_takes_eight_bytes_whatever_it_is() -> None:
+    pieces: list[bytes] = []
+    encode_table(pieces, {"x-synmanager-submitted-at": 1 << 62})
+    assert pieces[-1].endswith((1 << 62).to_bytes(8, "big"))
