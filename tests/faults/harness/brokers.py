@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
+from pathlib import Path
 from urllib.parse import quote
 
+from harness.certificates import Certificate
 from harness.launchers import Launcher
-from harness.waiting import wait_until
+from harness.waiting import free_port, wait_until
 
 USER = "faults"
 
@@ -26,14 +29,16 @@ class Broker(ABC):
     Attributes:
         name: of the kind and version, such as "redis-7".
         port: on the loopback interface.
+        directory: its files, in a container at the same place.
     """
 
     scheme: str
 
-    def __init__(self, name: str, port: int, launcher: Launcher) -> None:
+    def __init__(self, name: str, port: int, launcher: Launcher, directory: Path) -> None:
         self.name = name
         self.port = port
         self.launcher = launcher
+        self.directory = directory
 
     def start(self) -> None:
         """Start it, and wait until it lets a client in."""
@@ -55,10 +60,34 @@ class Broker(ABC):
         self.wait_ready()
         self.reset()
 
-    def url(self, port: int | None = None, *, user: str = USER, password: str = PASSWORD) -> str:
-        """The address for synmanager; ``port`` of a proxy, if not its own."""
+    def url(
+        self,
+        port: int | None = None,
+        *,
+        user: str = USER,
+        password: str = PASSWORD,
+        cafile: Path | None = None,
+    ) -> str:
+        """The address for synmanager.
+
+        Args:
+            port: of a proxy, if not its own.
+            cafile: speak TLS, and trust this.
+        """
         where = f"127.0.0.1:{port or self.port}/{self.path}"
-        return f"{self.scheme}://{quote(user)}:{quote(password, safe='')}@{where}"
+        secure, options = ("", "") if cafile is None else ("s", f"?cafile={quote(str(cafile))}")
+        return f"{self.scheme}{secure}://{quote(user)}:{quote(password, safe='')}@{where}{options}"
+
+    def serve_tls(self, certificate: Certificate) -> int:
+        """Let clients in with TLS as well, until the next start; return the port for that."""
+        port = free_port()
+        # Of another name each time: the servers keep what they have read.
+        chain = self.directory / f"{port}.pem"
+        key = self.directory / f"{port}.key"
+        shutil.copyfile(certificate.chain, chain)
+        shutil.copyfile(certificate.key, key)  # readable for whoever the server runs as
+        self.listen_with_tls(port, chain, key)
+        return port
 
     @property
     @abstractmethod
@@ -76,6 +105,10 @@ class Broker(ABC):
     def destroy(self) -> None:
         """End it for good."""
         self.launcher.destroy()
+
+    @abstractmethod
+    def listen_with_tls(self, port: int, chain: Path, key: Path) -> None:
+        """:meth:`serve_tls`, with files that the server can read."""
 
     @abstractmethod
     def publish_many_raw(self, queue: str, bodies: list[bytes]) -> None:

@@ -113,7 +113,8 @@ class Processes:
             config: JSON values, for the program.
         """
         environ = {k: v for k, v in os.environ.items() if not k.startswith("SYNMANAGER_")}
-        environ["PYTHONPATH"] = str(_FAULTS)
+        paths = [str(_FAULTS), *filter(None, [environ.get("PYTHONPATH")])]
+        environ["PYTHONPATH"] = os.pathsep.join(paths)
         # The broker's password goes where no process list shows it.
         environ["SYNMANAGER_BACKEND"] = url or self.url
         environ.update(env or {})

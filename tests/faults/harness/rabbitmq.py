@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,9 +76,9 @@ class RabbitMQ(Broker):
                 ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"],
                 stdin=subprocess.DEVNULL,
             )
-            super().__init__(name, port, HostProcess(command, env, directory))
+            super().__init__(name, port, HostProcess(command, env, directory), directory)
         else:
-            super().__init__(name, port, Container(image, command, env, directory))
+            super().__init__(name, port, Container(image, command, env, directory), directory)
         self._vhost = "/"
         self._vhosts = 0
 
@@ -93,6 +94,11 @@ class RabbitMQ(Broker):
 
     def is_ready(self) -> bool:
         try:
+            # A node that starts accepts and keeps silent; pika would leave such a socket open.
+            with socket.create_connection(("127.0.0.1", self.port), 2) as probe:
+                probe.sendall(b"AMQP\0\0\x09\x01")
+                if not probe.recv(1):
+                    return False
             with self.channel():
                 return True
         except (pika.exceptions.AMQPError, AMQPConnectorException, OSError):
@@ -118,6 +124,13 @@ class RabbitMQ(Broker):
         """Evaluate Erlang in the node."""
         return self.launcher.run(f"{_BIN}/rabbitmqctl", "-q", "eval", expression)
 
+    def listen_with_tls(self, port: int, chain: Path, key: Path) -> None:
+        self.eval(
+            "rabbit_networking:ensure_ssl(),"
+            f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}, inet}},'
+            f'[{{cacertfile, "{chain}"}}, {{certfile, "{chain}"}}, {{keyfile, "{key}"}}], 2).'
+        )
+
     def set_acknowledgement_timeout(self, seconds: float) -> None:
         """For channels that are opened from now on; looked at every second."""
         self.eval(
@@ -126,15 +139,23 @@ class RabbitMQ(Broker):
         )
 
     def raise_disk_alarm(self) -> None:
-        self.eval('rabbit_disk_monitor:set_disk_free_limit("9000TB").')
+        self.eval("rabbit_disk_monitor:set_disk_free_limit(9000000000000000).")
+        self._await_alarm("disk")
 
     def raise_memory_alarm(self) -> None:
         self.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.00000001).")
+        self._await_alarm("memory")
 
     def end_alarms(self) -> None:
         self.eval(
             "rabbit_disk_monitor:set_disk_free_limit(1000000),"
             "vm_memory_monitor:set_vm_memory_high_watermark(0.4)."
+        )
+
+    def _await_alarm(self, resource: str) -> None:
+        alarm = f"{{resource_limit,{resource},"
+        wait_until(
+            lambda: alarm in self.eval("rabbit_alarm:get_alarms()."), 20, f"the {resource} alarm"
         )
 
     def publish_raw(self, queue: str, body: bytes) -> None:
@@ -171,8 +192,8 @@ class RabbitMQ(Broker):
             self.port,
             self._vhost,
             pika.PlainCredentials(USER, PASSWORD),
-            socket_timeout=2,
-            stack_timeout=3,
+            socket_timeout=5,
+            stack_timeout=15,
             blocked_connection_timeout=5,
         )
         connection = pika.BlockingConnection(parameters)

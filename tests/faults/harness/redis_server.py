@@ -12,7 +12,9 @@ from harness.brokers import PASSWORD, USER, Broker
 from harness.launchers import Container, HostProcess
 from harness.waiting import free_port, wait_until
 
-#: What a server is told that shall earn the word "confirmed".
+#: What a server is told that shall earn the word "confirmed". Nobody can log in as "default", but
+#: it keeps its rights: Redis and Valkey replay what scripts have written under that name, and drop
+#: what it may not do (redis/redis 14541, valkey-io/valkey 3983).
 _CONFIG = """\
 bind 127.0.0.1
 port {port}
@@ -20,7 +22,7 @@ dir {directory}/data
 appendonly yes
 appendfsync always
 save ""
-user default off
+user default off ~* &* +@all
 user {user} on >{password} ~* &* +@all
 """
 
@@ -55,9 +57,9 @@ class RedisServer(Broker):
         self._snapshot = directory / "data" / "dump.rdb"
         command = [program, str(self._config)]
         if image is None:
-            super().__init__(name, port, HostProcess(command, env or {}, directory))
+            super().__init__(name, port, HostProcess(command, env or {}, directory), directory)
         else:
-            super().__init__(name, port, Container(image, command, env or {}, directory))
+            super().__init__(name, port, Container(image, command, env or {}, directory), directory)
         self._client = redis.Redis(
             "127.0.0.1",
             port,
@@ -87,6 +89,11 @@ class RedisServer(Broker):
 
     def configure(self, name: str, value: str | int) -> None:
         self._client.config_set(name, value)
+
+    def listen_with_tls(self, port: int, chain: Path, key: Path) -> None:
+        files = ("tls-cert-file", chain, "tls-key-file", key, "tls-ca-cert-file", chain)
+        self.command("CONFIG", "SET", "tls-auth-clients", "no", *map(str, files))
+        self.command("CONFIG", "SET", "tls-port", port)
 
     def command(self, *words: Any) -> Any:
         """Any command of Redis."""

@@ -13,7 +13,9 @@ A job is {"key": ..., "work": seconds, "act": what to do}; see ``act``.
 from __future__ import annotations
 
 import os
-import time
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from program import begin, die, run_noted
@@ -71,31 +73,47 @@ def act(name: str | None) -> None:
 
 
 def work(seconds: float, dies: bool) -> None:
+    # Not time.sleep(), which fails where libfaketime moves the clock.
+    never = threading.Event()
     if dies:
-        time.sleep(seconds / 2)
+        never.wait(seconds / 2)
         die(journal)
-    time.sleep(seconds)
+    never.wait(seconds)
 
 
 def doom_backend(kind: type[QueueBackend]) -> None:
     """Die between the library's own steps, where no callback can."""
     receive, ack = kind.receive, kind.ack
+    noted: set[Delivery] = set()  # some backends receive by way of their own ack
 
-    def received(self: QueueBackend, *args: Any, **kwargs: Any) -> Delivery | None:
-        delivery = receive(self, *args, **kwargs)
+    def received(
+        self: QueueBackend, queues: Sequence[str], wait: float, done: Delivery | None = None
+    ) -> Delivery | None:
+        if done is None or done.settled:
+            delivery = receive(self, queues, wait)
+        else:
+            with settling(done):
+                delivery = receive(self, queues, wait, done)
         if delivery is not None and doom["at"] == "received" and is_doomed(delivery):
             die(journal)
         return delivery
 
     def acked(self: QueueBackend, delivery: Delivery) -> None:
+        with settling(delivery):
+            ack(self, delivery)
+
+    @contextmanager
+    def settling(delivery: Delivery) -> Iterator[None]:
         if doom["at"] == "result" and is_doomed(delivery):  # published, not acknowledged
             die(journal)
         try:
-            ack(self, delivery)
+            yield
         except LeaseLost:
             journal.write("ack-refused", job_id=delivery.message.id)
             raise
-        journal.write("acked", job_id=delivery.message.id)
+        if delivery not in noted:
+            noted.add(delivery)
+            journal.write("acked", job_id=delivery.message.id)
         if doom["at"] == "acked" and is_doomed(delivery):
             die(journal)
 
