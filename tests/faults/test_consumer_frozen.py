@@ -1,0 +1,46 @@
+"""Row: consumer frozen past its lease. Checks L D; its late ack is LeaseLost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from harness.director import Director
+from harness.processes import Processes
+
+ENV = {"SYNMANAGER_LEASE": "1", "SYNMANAGER_HEARTBEAT": "1"}
+
+
+@pytest.mark.limit(60)
+def test_consumer_frozen_past_its_lease(
+    director: Director, processes: Processes, figures: Callable[[str], None]
+) -> None:
+    keys = director.submit([{"key": "long", "work": 2}])
+    frozen = processes.worker("frozen", env=ENV)
+    began = processes.await_event("started", 10, who="frozen")
+    processes.worker("heir", env=ENV)
+    processes.await_event("ready", 10, who="heir")
+    frozen.freeze()
+    taken = processes.await_event("started", 30, who="heir")
+    processes.await_event("acked", 10, count=1)
+    frozen.thaw()
+    # It ends its run, and learns that the job is no longer its own.
+    processes.await_event("finished", 10, who="frozen")
+    processes.await_event("log", 10, who="frozen")
+    director.submit([{"key": "next"}])
+    processes.await_done({"next"}, 10)
+
+    history = processes.history()
+    history.check_nothing_lost()
+    history.check_extra_runs()
+    history.check_no_overlap()
+    assert history.extra_runs == 1
+    (job_id,) = {
+        e["job_id"] for e in history.events if e["event"] == "started" if e["key"] == "long"
+    }
+    acked = [e["who"] for e in history.events if e["event"] == "acked" and e["job_id"] == job_id]
+    assert acked == ["heir"]
+    assert history.said("no longer ours to settle") or history.said("lost its lease")
+    by = [result["by"] for result in director.results() if result["key"] in keys]
+    assert by == ["heir"], "the late result is not published"
+    figures(f"given to another {taken - began:.2f} s after the freeze; one result")
