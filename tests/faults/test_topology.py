@@ -1,0 +1,85 @@
+"""Topology that is not ours: type of exchange or key, replica, loading, disk. Named."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from harness.director import Director
+from harness.processes import Processes
+from harness.rabbitmq import RabbitMQ
+from harness.redis_server import RedisServer
+
+from synmanager.errors import BrokerUnavailable, PublishRefused, TopologyError, Unroutable
+from synmanager.train import TrainConsumerOperator, TrainProducerOperator
+
+on_redis = pytest.mark.only("redis", "valkey")
+on_rabbitmq = pytest.mark.only("rabbitmq")
+
+
+@on_rabbitmq
+def test_exchange_of_another_type(broker: RabbitMQ) -> None:
+    with broker.channel() as channel:
+        channel.exchange_declare("SynMQ_topic_logs", "direct", durable=True)
+    with pytest.raises(TopologyError, match="SynMQ_topic_logs"):
+        TrainProducerOperator(url=broker.url()).connect()
+
+
+@on_rabbitmq
+def test_a_job_without_a_route_raises(broker: RabbitMQ) -> None:
+    with TrainProducerOperator(url=broker.url()) as producer:
+        broker.delete_queue("train")
+        with pytest.raises(Unroutable, match="SynMQ_topic_train"):
+            producer.process(key="lost")
+
+
+@on_redis
+def test_key_of_another_type(broker: RedisServer, director: Director) -> None:
+    director.declare()
+    broker.delete_queue("train")
+    broker.command("SET", "{synmanager}:queue:train:normal", "a string")
+    with pytest.raises(TopologyError, match="WRONGTYPE"):
+        director.submit([{"key": "lost"}])
+    with pytest.raises(TopologyError, match="WRONGTYPE"):
+        TrainConsumerOperator(url=broker.url()).connect()
+
+
+@on_redis
+def test_read_only_replica(broker: RedisServer, director: Director) -> None:
+    director.declare()
+    broker.command("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises((TopologyError, BrokerUnavailable), match=r"replica|master"):
+        director.submit([{"key": "lost"}])
+
+
+@on_redis
+def test_a_disk_that_cannot_be_written(broker: RedisServer, director: Director) -> None:
+    """MISCONF: Redis refuses writes after a snapshot that failed."""
+    director.declare()
+    broker.fail_snapshot()
+    try:
+        with pytest.raises(PublishRefused, match="disk"):
+            director.submit([{"key": "refused"}])
+    finally:
+        broker.mend_snapshot()
+    director.submit([{"key": "taken"}])
+
+
+@on_redis
+def test_a_server_that_loads_its_data_is_waited_for(
+    broker: RedisServer,
+    director: Director,
+    processes: Processes,
+    figures: Callable[[str], None],
+) -> None:
+    processes.worker("worker", results=False)
+    processes.await_event("ready", 10)
+    director.submit({"key": f"job-{n}", "work": 0.02} for n in range(100))
+    processes.await_event("finished", 10, count=3)
+    began = time.monotonic()
+    broker.restart_slowly(seconds=3)
+    loaded = time.monotonic()
+    processes.await_done({f"job-{n}" for n in range(100)}, 60)
+    resumed = processes.history().check_resumed(since=loaded, within=5)
+    figures(f"loading took {loaded - began:.1f} s; work again after {resumed:.2f} s")
