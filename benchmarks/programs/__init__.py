@@ -1,0 +1,1 @@
+"""Programs that a row runs as processes of their own."""

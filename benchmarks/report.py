@@ -1,0 +1,174 @@
+"""The table, the curves and the JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.method import Comparison, Curve, Goal, Result, Samples
+
+__all__ = ["machine", "read_results", "render", "write_results"]
+
+_PACKAGES = (
+    *("synmanager", "pika", "redis", "celery", "kombu", "amqp", "dramatiq", "taskiq"),
+    *("taskiq-aio-pika", "aio-pika", "taskiq-redis", "uvloop", "rq", "huey"),
+)
+
+_KINDS: dict[str, type[Result]] = {kind.__name__: kind for kind in (Comparison, Samples, Curve)}
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on and with."""
+    packages = []
+    for package in _PACKAGES:
+        try:
+            packages.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "system": platform.platform(terse=True),
+        "Python": platform.python_version(),
+        "packages": ", ".join(packages),
+    }
+
+
+def render(results: Sequence[Result]) -> str:
+    """The results as Markdown: a line for each, then how the others were set up, then curves."""
+    lines = [
+        "| work | against | goal | synmanager | the other | ratio | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [_line(result) for result in results if not isinstance(result, Curve)]
+    curves = [result for result in results if isinstance(result, Curve)]
+    for curve in curves:
+        points = ", ".join(f"{_number(x)}: {_number(y)}" for x, y in curve.points)
+        lines += ["", f"{curve.work}, {curve.unit} by {curve.x}, {curve.series}: {points}"]
+    settings = _settings(results)
+    if settings:
+        lines += ["", "How the others were set up, and what to know of a figure:", *settings]
+    return "\n".join(lines)
+
+
+def _line(result: Comparison | Samples) -> str:
+    verdict = {True: "reached", False: "**MISSED**", None: ""}[_verdict(result)]
+    goal = "" if result.goal is None else str(result.goal)
+    if isinstance(result, Samples):
+        value = f"{_number(result.value)} {result.unit}"
+        value += f" ({_number(min(result.values))}-{_number(max(result.values))}, "
+        value += f"n = {len(result.values)})"
+        cells = [result.work, result.against, goal, value, "", "", verdict]
+    elif not result.ours:
+        cells = [result.work, result.against, goal, "", "", "", "not measured"]
+    else:
+        cells = [
+            *(result.work, result.against, goal),
+            _spread(result.ours, result.unit),
+            _spread(result.theirs, result.unit),
+            _spread(result.ratios, "x", digits=2),
+            verdict,
+        ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _verdict(result: Comparison | Samples) -> bool | None:
+    if isinstance(result, Comparison) and not result.ours:
+        return None
+    return result.met
+
+
+def _spread(values: Sequence[float], unit: str, digits: int | None = None) -> str:
+    low, middle, high = (
+        _number(value, digits) for value in (min(values), median(values), max(values))
+    )
+    return f"{middle} {unit} ({low}-{high})"
+
+
+def _number(value: float, digits: int | None = None) -> str:
+    if digits is None:
+        digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 0.1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def _settings(results: Iterable[Result]) -> list[str]:
+    lines: dict[str, None] = {}
+    for result in results:
+        if isinstance(result, Curve):
+            continue
+        said = [*result.settings, *([result.note] if result.note else [])]
+        if said:
+            lines[f"- {result.work} / {result.against}: {'; '.join(said)}"] = None
+    return list(lines)
+
+
+def write_results(
+    path: Path, measured: Mapping[str, Sequence[Result]], about: Mapping[str, str]
+) -> None:
+    """Write rows to a file; rows that it holds already, and that were not measured, stay."""
+    document: dict[str, Any] = {"rows": {}}
+    if path.exists():
+        document = json.loads(path.read_text(encoding="utf-8"))
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    for name, results in measured.items():
+        written = [_as_json(result) for result in results]
+        document["rows"][name] = {"measured": now, "on": dict(about), "results": written}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_results(path: Path) -> dict[str, list[Result]]:
+    """The results of a file, by row."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return {name: [_from_json(one) for one in row["results"]] for name, row in rows.items()}
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    written = {"kind": type(result).__name__, **asdict(result)}
+    if isinstance(result, Samples):
+        # A thousand figures say no more than a hundred percentiles, and are no fun to read.
+        written["values"] = [round(value, 4) for value in _thinned(result.values)]
+    elif isinstance(result, Comparison):
+        for side in ("ours", "theirs"):
+            written[side] = [round(value, 3) for value in written[side]]
+        if result.ours:
+            written["ratio"] = round(result.value, 4)
+    if not isinstance(result, Curve):
+        written["reached"] = _verdict(result)
+    return written
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    if len(ordered) <= 201:
+        return ordered
+    return [ordered[round(step * (len(ordered) - 1) / 200)] for step in range(201)]
+
+
+def _from_json(written: Mapping[str, Any]) -> Result:
+    fields = {key: value for key, value in written.items() if key not in _DERIVED}
+    if fields.get("goal"):
+        fields["goal"] = Goal(**fields["goal"])
+    if written["kind"] == "Curve":
+        fields["points"] = [(x, y) for x, y in fields["points"]]
+    return _KINDS[written["kind"]](**fields)
+
+
+_DERIVED = ("kind", "ratio", "reached")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"

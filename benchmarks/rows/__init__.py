@@ -1,0 +1,34 @@
+"""The rows of the table, in its order."""
+
+from __future__ import annotations
+
+from benchmarks.bench import Row
+from benchmarks.rows import (
+    depth,
+    footprint,
+    growth,
+    imports,
+    latency,
+    memory,
+    rabbitmq,
+    redis,
+    workers,
+)
+
+__all__ = ["ROWS"]
+
+ROWS: dict[str, Row] = {
+    row.name: row
+    for module in (
+        rabbitmq,
+        redis,
+        workers,
+        latency,
+        memory,
+        depth,
+        footprint,
+        imports,
+        growth,
+    )
+    for row in module.ROWS
+}

@@ -1,0 +1,98 @@
+"""RabbitMQ: operators against pika."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.bench import Bench, Row
+from benchmarks.job import BODY
+from benchmarks.method import Comparison, Goal, Result, rounds
+from benchmarks.ours import Ours
+from benchmarks.raw.rabbitmq import PIPELINE, PikaBlocking, PikaSelect
+
+_UNIT = "jobs/s"
+_MESSAGES = "body encoded beforehand, delivery mode 2, mandatory, durable classic queue"
+_EACH = f"pika.BlockingConnection in the same thread, confirm_delivery(); {_MESSAGES}"
+
+
+def _process(bench: Bench) -> Iterator[Result]:
+    count = bench.count(5_000)
+    with Ours(bench.brokers.amqp) as ours, PikaBlocking(bench.brokers.amqp, BODY) as raw:
+        rates = rounds(
+            {"ours": lambda: ours.process(count), "raw": lambda: raw.publish_each(count)},
+            bench.repeats,
+        )
+    yield Comparison(
+        "process() one by one, RabbitMQ",
+        "pika BlockingConnection, confirm each",
+        _UNIT,
+        rates["ours"],
+        rates["raw"],
+        Goal(">=", 1.0),
+        [_EACH],
+    )
+
+
+def _submit_many(bench: Bench) -> Iterator[Result]:
+    count = bench.count(10_000)
+    url = bench.brokers.amqp
+    with Ours(url) as ours, PikaBlocking(url, BODY) as raw, PikaSelect(url, BODY) as pipelined:
+        rates = rounds(
+            {
+                "ours": lambda: ours.submit_many(count),
+                "pipelined": lambda: pipelined.publish_pipelined(count),
+                "each": lambda: raw.publish_each(count),
+            },
+            bench.repeats,
+        )
+    work = f"submit_many of {count:,}, RabbitMQ"
+    yield Comparison(
+        work,
+        "pika SelectConnection, pipelined confirms",
+        _UNIT,
+        rates["ours"],
+        rates["pipelined"],
+        Goal(">=", 0.8),
+        [f"pika.SelectConnection, up to {PIPELINE:,} unconfirmed; {_MESSAGES}"],
+    )
+    yield Comparison(
+        work,
+        "pika, a loop of confirmed publishes",
+        _UNIT,
+        rates["ours"],
+        rates["each"],
+        Goal(">=", 10.0),
+        [_EACH],
+    )
+
+
+def _listen(bench: Bench) -> Iterator[Result]:
+    count = bench.count(10_000)
+    url = bench.brokers.amqp
+    with Ours(url) as ours, PikaBlocking(url, BODY) as raw, PikaSelect(url, BODY) as filling:
+        rates = rounds(
+            {
+                "ours": lambda: ours.listen(count),
+                "raw": lambda: raw.consume(count, filling.fill),
+            },
+            bench.repeats,
+        )
+    yield Comparison(
+        "listen_message, empty callback, RabbitMQ",
+        "pika BlockingConnection consumer, prefetch 1, ack",
+        _UNIT,
+        rates["ours"],
+        rates["raw"],
+        Goal(">=", 1.0),
+        [
+            "pika.BlockingConnection: basic_qos(prefetch_count=1), basic_consume, basic_ack in "
+            "the callback; the body is not decoded"
+        ],
+    )
+
+
+ROWS = (
+    Row("rabbitmq-process", "process() one by one against pika", _process),
+    Row("rabbitmq-submit-many", "submit_many against pika, pipelined and one by one", _submit_many),
+    Row("rabbitmq-listen", "listen_message against a pika consumer", _listen),
+)
