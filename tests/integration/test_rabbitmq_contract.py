@@ -10,11 +10,13 @@ from typing import Any
 
 import pika
 import pytest
+from containers import Container
 
 from synmanager.backends import ExchangeSpec, QueueBackend, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.settings import parse_url
 from synmanager.testing import BackendContract, BrokerUnderTest
+from synmanager.testing.receiving import Receiving
 
 #: Headers and properties that make no sense, each by itself.
 DAMAGE: tuple[dict[str, Any], ...] = (
@@ -82,3 +84,21 @@ class TestRabbitMQ(BackendContract):
     @pytest.fixture
     def broker(self, amqp_url: str, channel: Any) -> RabbitMQUnderTest:
         return RabbitMQUnderTest(amqp_url, channel)
+
+
+@pytest.fixture(scope="module")
+def strict_url(mq_image: str) -> Iterator[str]:
+    """A server that forbids a prefetch over a whole channel, as 4.3 does by default."""
+    forbidden = "-rabbit permit_deprecated_features #{global_qos=>false}"
+    with Container(mq_image, {"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": forbidden}) as container:
+        container.wait_until_answering()
+        yield f"amqp://guest:guest@127.0.0.1:{container.port(5672)}"
+        assert "deprecated_features.permit.global_qos" in container.logs()  # it was asked for
+
+
+class TestWithoutSharedPrefetch(Receiving):
+    @pytest.fixture
+    def broker(self, strict_url: str) -> Iterator[RabbitMQUnderTest]:
+        connection = pika.BlockingConnection(pika.URLParameters(strict_url))
+        yield RabbitMQUnderTest(strict_url, connection.channel())
+        connection.close()

@@ -25,7 +25,6 @@ from synmanager.backends.rabbitmq import properties
 from synmanager.backends.rabbitmq.delays import ENTRY, TOP, way
 from synmanager.backends.rabbitmq.faults import (
     NOT_FOUND,
-    NOT_IMPLEMENTED,
     PRECONDITION_FAILED,
     translate,
     translated,
@@ -360,16 +359,10 @@ class RabbitMQBackend(QueueBackend):
         The consumer of a single queue stays as long as its message is held, see :meth:`_exchange`.
         Of several it cannot: the next message must come from the first that has one.
         """
-        try:
-            with link.lane(lane) as lane:
-                arrivals = lane.listen(queues, seconds)
-                if not arrivals or len(queues) > 1:
-                    arrivals += lane.stop_listening()
-        except ChannelClosedByBroker as error:
-            if error.reply_code != NOT_IMPLEMENTED or not link.shares_prefetch:
-                raise
-            link.shares_prefetch = False  # forbidden on this broker, as 4.3 does by default
-            return None
+        with link.lane(lane) as lane:
+            arrivals = lane.listen(queues, seconds)
+            if not arrivals or len(queues) > 1:
+                arrivals += lane.stop_listening()
         arrivals.sort(key=lambda arrival: queues.index(arrival.queue))
         for extra in arrivals[1:]:
             self._replace(link, extra, extra_attempts=0)

@@ -18,7 +18,6 @@ from synmanager.errors import (
 __all__ = [
     "ACCESS_REFUSED",
     "NOT_FOUND",
-    "NOT_IMPLEMENTED",
     "PRECONDITION_FAILED",
     "translate",
     "translated",
@@ -29,7 +28,6 @@ ACCESS_REFUSED = 403
 NOT_FOUND = 404
 PRECONDITION_FAILED = 406
 _NOT_ALLOWED = 530
-NOT_IMPLEMENTED = 540
 
 _REFUSALS = (
     pika_errors.ProbableAuthenticationError,

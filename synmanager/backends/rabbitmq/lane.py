@@ -126,7 +126,8 @@ class Lane:
 
         Returns:
             one, as a rule; none after ``seconds`` or when a queue is deleted meanwhile; more than
-            one only where the broker knows no prefetch over a whole channel, if they came at once.
+            one, if they come at once, where the broker knows no prefetch over a whole channel, as
+            4.3 by default.
         """
         arrived = self._channel.arrived
         self._is_cancelled = False
@@ -217,7 +218,9 @@ class Lane:
 
     def _limit_prefetch(self) -> None:
         if not self._has_qos:
-            self.call("basic_qos", prefetch_count=1, global_qos=self._link.shares_prefetch)
+            # Where it is forbidden, the second is confirmed and ignored.
+            self.call("basic_qos", prefetch_count=1)
+            self.call("basic_qos", prefetch_count=1, global_qos=True)
             self._has_qos = True
 
     def _wait(self, done: Callable[[], object]) -> None:

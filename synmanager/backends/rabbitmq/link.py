@@ -50,8 +50,6 @@ class Link:
         self._polling = False
         self._closed = threading.Event()
         self._idle: list[Lane] = []
-        #: Whether the broker can limit the deliveries of a whole channel, see Lane.listen().
-        self.shares_prefetch = True
         #: Whether what is on its way now needs no answer. A worker asks for its next job at once,
         #: and then both cost the broker and the network one packet instead of two.
         self.only_acknowledged = False
@@ -66,8 +64,12 @@ class Link:
             BrokerUnavailable: it does not answer.
         """
         self.wire = Wire(self._parameters, self._connect(), self._silence)
-        with self:
-            self.wait(lambda: self.wire.is_open)
+        try:
+            with self:
+                self.wait(lambda: self.wire.is_open)
+        except BaseException:
+            self.close()
+            raise
         threading.Thread(target=self._keep_alive, name="synmanager-rabbitmq", daemon=True).start()
 
     @property
