@@ -13,7 +13,7 @@ import pytest
 
 from synmanager.backends import ExchangeSpec, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
-from synmanager.errors import BrokerUnavailable, PublishRefused
+from synmanager.errors import BrokerUnavailable, LeaseLost, PublishRefused
 from synmanager.message import Message, Rank, encode
 from synmanager.settings import parse_url
 
@@ -92,6 +92,32 @@ def test_a_queue_of_ours_outlasts_the_broker_s_patience_where_it_can(
     if not version.startswith("3.10"):
         arguments["x-consumer-timeout"] = 7 * 24 * 3600 * 1000
     plain.queue_declare(spec.name, durable=True, arguments=arguments)  # equivalent: no 406
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_channel_that_the_broker_closes_takes_its_delivery_and_nothing_else(
+    client: RabbitMQBackend, spec: QueueSpec, listening: bool
+) -> None:
+    """As it does when a job outlasts its patience: then the lease is lost, and that is said."""
+    client.declare(spec)
+    publish(client, spec, Rank.NORMAL, Rank.NORMAL, Rank.NORMAL)
+    done = client.receive([spec.name], 10)
+    assert done is not None
+    if listening:
+        done = client.receive([spec.name], 10, done)
+        assert done is not None
+    kept = client.receive([spec.name], 10)
+    assert kept is not None
+    link, arrival = done.receipt
+    with link:
+        arrival.lane._channel.basic_ack(4711)  # an unknown delivery: 406, the channel is closed
+    with pytest.raises(LeaseLost):
+        client.receive([spec.name], 1, done)
+    client.ack(kept)
+    again = client.receive([spec.name], 10)
+    assert again is not None
+    assert (again.message.id, again.attempt) == (done.message.id, 2)
+    client.ack(again)
 
 
 def test_a_message_over_the_broker_s_limit_is_refused(

@@ -137,7 +137,9 @@ class Lane:
                 if arrived:
                     break
                 self._consume(queue)
-        self._link.wait(lambda: arrived or self.is_lost or self._is_cancelled, seconds)
+        self._link.wait(lambda: arrived or self._end or self._is_cancelled, seconds)
+        if self._end is not None:
+            raise self._end
         return self._take_arrived()
 
     def listens_to(self, queues: Sequence[str]) -> bool:
