@@ -11,11 +11,13 @@ from typing import Any
 import pika
 import pytest
 from containers import Container
+from hypothesis import settings
 
 from synmanager.backends import ExchangeSpec, QueueBackend, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.settings import parse_url
 from synmanager.testing import BackendContract, BrokerUnderTest
+from synmanager.testing.model import ContractMachine
 from synmanager.testing.receiving import Receiving
 
 #: Headers and properties that make no sense, each by itself.
@@ -84,6 +86,18 @@ class TestRabbitMQ(BackendContract):
     @pytest.fixture
     def broker(self, amqp_url: str, channel: Any) -> RabbitMQUnderTest:
         return RabbitMQUnderTest(amqp_url, channel)
+
+
+def test_a_random_walk(amqp_url: str, channel: Any) -> None:
+    class RabbitMQMachine(ContractMachine):
+        def make_broker(self) -> RabbitMQUnderTest:
+            return RabbitMQUnderTest(amqp_url, channel)
+
+    machine = RabbitMQMachine.TestCase
+    machine.settings = settings(
+        max_examples=20, stateful_step_count=30, deadline=None, database=None
+    )
+    machine().runTest()
 
 
 @pytest.fixture(scope="module")
