@@ -69,9 +69,8 @@ def translate(error: BaseException, where: str) -> SynmanagerError:
         and error.reply_code in (ACCESS_REFUSED, _NOT_ALLOWED)
     )
     if refused:
-        text = getattr(error, "reply_text", None) or "it ended the login"
         return AccessRefused(
-            f"RabbitMQ at {where} does not let us in: {text}; "
+            f"RabbitMQ at {where} does not let us in: {_in_words(error)}; "
             "check user, password, virtual host and permissions"
         )
     return BrokerUnavailable(
@@ -83,4 +82,5 @@ def translate(error: BaseException, where: str) -> SynmanagerError:
 def _in_words(error: BaseException) -> str:
     if isinstance(error, pika_errors.ConnectionClosed):
         return f"{error.reply_code} {error.reply_text}"
-    return str(error) or type(error).__name__
+    said = error.args[0] if error.args else ""  # pika's str() would quote it again
+    return said if said and isinstance(said, str) else str(error) or type(error).__name__
