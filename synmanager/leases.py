@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from synmanager.backends.base import Delivery
 from synmanager.errors import LeaseLost, SynmanagerError
@@ -31,15 +29,15 @@ class LeaseKeeper:
         self._closing = threading.Event()
         self._start_over()
 
-    @contextmanager
-    def keep(self, delivery: Delivery, job: Job) -> Iterator[None]:
+    def keep(self, delivery: Delivery, job: Job) -> None:
         """Keep a delivery's lease; sets ``job.lease_lost`` if it is lost all the same."""
-        self._ensure_running()
+        if not self._is_running():  # without the lock, which every job would take
+            self._ensure_running()
         self._held[delivery] = job
-        try:
-            yield
-        finally:
-            self._held.pop(delivery, None)
+
+    def let_go(self, delivery: Delivery) -> None:
+        """Keep it no longer: its callback has ended."""
+        self._held.pop(delivery, None)
 
     def close(self) -> None:
         self._closing.set()
@@ -49,11 +47,19 @@ class LeaseKeeper:
         self._starting = threading.Lock()
         self._held: dict[Delivery, Job] = {}
 
+    def _is_running(self) -> bool:
+        return (
+            self._thread is not None
+            and self._thread.is_alive()
+            and not self._closing.is_set()
+            and self._process == os.getpid()
+        )
+
     def _ensure_running(self) -> None:
         if self._process != os.getpid():  # a fork: what is held, and the lock, are the parent's
             self._start_over()
         with self._starting:
-            if self._thread is None or not self._thread.is_alive() or self._closing.is_set():
+            if not self._is_running():
                 self._closing = threading.Event()
                 self._thread = threading.Thread(
                     target=self._run, args=(self._closing,), name="synmanager-leases", daemon=True

@@ -295,8 +295,11 @@ class Runner:
         around = self._running.get(thread)  # a handler may take another job itself
         self._running[thread] = (delivery, job)
         try:
-            with self._keeper.keep(delivery, job):
+            self._keeper.keep(delivery, job)
+            try:
                 return _Done(handler(kwargs))
+            finally:
+                self._keeper.let_go(delivery)
         except Retry as instruction:
             return _Failed(str(instruction) or "the callback asked for a retry", instruction.delay)
         except Reject as instruction:
