@@ -11,10 +11,11 @@ __all__ = ["GreedyChannel"]
 
 
 class GreedyChannel(pika.channel.Channel):  # type: ignore[misc]
-    """Collects deliveries, also those that cross with the cancelling of their consumer.
+    """Collects deliveries, whichever consumer they are for.
 
-    pika rejects what arrives between a cancel and its reply. The broker then flags the message as
-    redelivered, and a job that nobody has begun would count as begun.
+    pika gives each to its consumer's callback, and rejects what crosses with the cancelling of the
+    consumer. The broker then flags that as redelivered, and a job that nobody has begun would
+    count as begun.
 
     Attributes:
         arrived: (method, properties, body) of deliveries that nobody has taken yet.

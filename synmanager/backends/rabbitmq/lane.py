@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pika.frame import Method
 from pika.spec import Basic
 
 from synmanager.backends.rabbitmq.channel import GreedyChannel
@@ -75,13 +76,15 @@ class Lane:
         self._returned: str | None = None
         self._got: list[Any] = []
         self._has_qos = False
-        self._is_cancelled = False
-        self._queues: dict[str, str] = {}  # by consumer tag
+        self._consumers: dict[str, None] = {}  # the queues; their names are the consumers' tags
+        self._unanswered = 0
         opened: list[object] = []
         self._channel: GreedyChannel = link.wire.channel(on_open_callback=opened.append)
         self._channel.add_on_close_callback(self._note_end)
         self._wait(lambda: opened)
         self._channel.add_callback(self._got.append, [Basic.GetEmpty], one_shot=False)
+        for answer in (Basic.ConsumeOk, Basic.CancelOk):
+            self._channel.add_callback(self._note_answer, [answer], one_shot=False)
         self._channel.add_on_return_callback(self._note_return)
         self._channel.add_on_cancel_callback(self._note_cancel)
         self.call("confirm_delivery", self._note_confirmation)
@@ -94,7 +97,7 @@ class Lane:
     @property
     def is_reusable(self) -> bool:
         """Whether nothing is held on it, nor awaited."""
-        return not (self.is_lost or self._held or self._confirming or self._queues)
+        return not (self.is_lost or self._held or self._confirming or self._consumers)
 
     def close(self) -> None:
         """Give back what is held, and be done with."""
@@ -130,30 +133,23 @@ class Lane:
             4.3 by default.
         """
         arrived = self._channel.arrived
-        self._is_cancelled = False
         if not self.listens_to(queues):
             self._limit_prefetch()
-            for queue in queues:
-                if arrived:
-                    break
-                self._consume(queue)
-        self._link.wait(lambda: arrived or self._end or self._is_cancelled, seconds)
+            self._consumers = dict.fromkeys(queues)
+            self._ask(Basic.Consume(queue=queue, consumer_tag=queue) for queue in queues)
+        self._link.wait(lambda: arrived or self._end or not self.listens_to(queues), seconds)
         if self._end is not None:
             raise self._end
         return self._take_arrived()
 
     def listens_to(self, queues: Sequence[str]) -> bool:
-        return list(self._queues.values()) == list(queues)
+        return list(self._consumers) == list(queues)
 
     def stop_listening(self) -> list[Arrival]:
         """End the consumers; returns what crossed with that, which is held as well."""
-        for tag in set(self._queues) & set(self._channel.consumer_tags):
-            done: list[object] = []
-            self._channel.basic_cancel(tag, callback=done.append)
-            self._wait(lambda done=done: done)  # type: ignore[misc]
-        arrivals = self._take_arrived()
-        self._queues.clear()
-        return arrivals
+        self._ask(Basic.Cancel(consumer_tag=queue) for queue in self._consumers)
+        self._consumers.clear()
+        return self._take_arrived()
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """Settle a delivery, or all up to it."""
@@ -204,15 +200,17 @@ class Lane:
         while (before := len(self._confirming)) > left:
             self._wait(lambda before=before: len(self._confirming) < before)  # type: ignore[misc]
 
-    def _consume(self, queue: str) -> None:
-        self._got.clear()
-        tag = self._channel.basic_consume(queue, _unused, callback=self._got.append)
-        self._queues[tag] = queue
-        self._wait(lambda: self._got)
+    def _ask(self, methods: Iterable[Any]) -> None:
+        """Ask several things at once, where pika would wait for each answer before the next."""
+        self._unanswered = 0
+        for method in methods:
+            self._link.wire.emit(Method(self._channel.channel_number, method).marshal())
+            self._unanswered += 1
+        self._wait(lambda: not self._unanswered)
 
     def _take_arrived(self) -> list[Arrival]:
         arrivals = [
-            self._hold(self._queues[method.consumer_tag], method, properties, body)
+            self._hold(method.consumer_tag, method, properties, body)
             for method, properties, body in self._channel.arrived
         ]
         self._channel.arrived.clear()
@@ -237,8 +235,11 @@ class Lane:
     def _note_end(self, _: object, reason: BaseException) -> None:
         self._end = reason
 
-    def _note_cancel(self, _: object) -> None:
-        self._is_cancelled = True
+    def _note_answer(self, _: object) -> None:
+        self._unanswered -= 1
+
+    def _note_cancel(self, frame: Any) -> None:
+        self._consumers.pop(frame.method.consumer_tag, None)  # its queue was deleted
 
     def _note_return(self, _: object, method: Any, *message: object) -> None:
         self._returned = method.reply_text
@@ -253,7 +254,3 @@ class Lane:
             self._confirming.pop(each, None)
         if isinstance(frame.method, Basic.Nack):
             self._refused += len(done)
-
-
-def _unused(*_: object) -> None:
-    """pika wants a callback for each consumer; the channel collects instead."""
