@@ -13,11 +13,16 @@ __all__ = ["Bench", "Row"]
 
 @dataclass
 class Bench:
-    """The brokers, and how much is measured."""
+    """The brokers, and how much is measured.
+
+    Attributes:
+        most: how many jobs the longest queue holds.
+    """
 
     brokers: Brokers
     repeats: int
     quick: bool
+    most: int
 
     def count(self, full: int) -> int:
         """How many jobs to use where the full benchmark uses ``full``."""

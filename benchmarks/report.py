@@ -49,12 +49,14 @@ def render(results: Sequence[Result]) -> str:
     ]
     lines += [_line(result) for result in results if not isinstance(result, Curve)]
     curves = [result for result in results if isinstance(result, Curve)]
+    if curves:
+        lines += ["", "How the cost grows:", ""]
     for curve in curves:
-        points = ", ".join(f"{_number(x)}: {_number(y)}" for x, y in curve.points)
-        lines += ["", f"{curve.work}, {curve.unit} by {curve.x}, {curve.series}: {points}"]
+        points = ", ".join(f"{x:,.0f}: {_number(y)}" for x, y in curve.points)
+        lines.append(f"- {curve.work}, {curve.unit} by {curve.x}, {curve.series}: {points}")
     settings = _settings(results)
     if settings:
-        lines += ["", "How the others were set up, and what to know of a figure:", *settings]
+        lines += ["", "How the others were set up, and what to know of a figure:", "", *settings]
     return "\n".join(lines)
 
 
@@ -99,14 +101,15 @@ def _number(value: float, digits: int | None = None) -> str:
 
 
 def _settings(results: Iterable[Result]) -> list[str]:
-    lines: dict[str, None] = {}
+    """A line for each way in which something was set up."""
+    lines: dict[str, dict[str, None]] = {}
     for result in results:
         if isinstance(result, Curve):
             continue
-        said = [*result.settings, *([result.note] if result.note else [])]
+        said = "; ".join([*result.settings, *([result.note] if result.note else [])])
         if said:
-            lines[f"- {result.work} / {result.against}: {'; '.join(said)}"] = None
-    return list(lines)
+            lines.setdefault(said, {})[f"{result.work} / {result.against}"] = None
+    return [f"- {', '.join(names)}: {said}" for said, names in lines.items()]
 
 
 def write_results(

@@ -11,7 +11,7 @@ from benchmarks.job import JOB
 from benchmarks.peers.filling import BROKER, PREFETCH
 from benchmarks.peers.stopwatch import tick
 
-SETTINGS: dict[str, Any] = {}
+SETTINGS: dict[str, Any] = {"acknowledges": "when_saved, the default"}
 
 
 def _broker() -> AsyncBroker:
@@ -21,14 +21,22 @@ def _broker() -> AsyncBroker:
         # Its default is a quorum queue, which is slower on one node.
         options: dict[str, Any] = {"task_queues": [Queue(type=QueueType.CLASSIC)]}
         options |= {} if PREFETCH is None else {"qos": PREFETCH}
-        SETTINGS.update(queue="classic", qos=options.get("qos", "10, the default"))
+        SETTINGS.update(
+            queue="classic, durable",
+            qos=options.get("qos", "10, the default"),
+            confirms="aio-pika's default: on",
+        )
         return AioPikaBroker(BROKER, **options)
     from taskiq_redis import RedisStreamBroker
 
     # "0": what was queued before the worker's group existed is for it as well.
     options = {"consumer_id": "0"}
     options |= {} if PREFETCH is None else {"xread_count": PREFETCH}
-    SETTINGS.update(options, broker="RedisStreamBroker")
+    SETTINGS.update(
+        options,
+        broker="RedisStreamBroker",
+        xread_count=options.get("xread_count", "100, the default"),
+    )
     return RedisStreamBroker(BROKER, **options)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from benchmarks.bench import Row
 from benchmarks.rows import (
     depth,
-    footprint,
     growth,
     imports,
     latency,
@@ -26,7 +25,6 @@ ROWS: dict[str, Row] = {
         latency,
         memory,
         depth,
-        footprint,
         imports,
         growth,
     )

@@ -1,4 +1,7 @@
-"""How the cost of a job grows: with the number of jobs, of consumers, and with its size."""
+"""How the cost of a job grows: with the number of consumers, and with its size.
+
+With the number of jobs: see ``depth``.
+"""
 
 from __future__ import annotations
 
@@ -23,29 +26,8 @@ _BROKERS: dict[str, Callable[[Bench], str]] = {
 _BYTES = 20_000_000
 
 
-def _repeated(bench: Bench, jobs: int, side: Callable[[], float]) -> float:
-    """The median of several runs, of one where a run takes minutes."""
-    return median(side() for _ in range(bench.fewer(3) if jobs <= 10_000 else 1))
-
-
-def _jobs(bench: Bench) -> Iterator[Result]:
-    depths = [10**power for power in range(3, 5 if bench.quick else 7)]
-    for title, url in _BROKERS.items():
-        submitted: list[tuple[float, float]] = []
-        consumed: list[tuple[float, float]] = []
-        with Ours(url(bench)) as ours:
-            for depth in depths:
-                filled: list[float] = []
-
-                def run(depth: int = depth, filled: list[float] = filled) -> float:
-                    filled.append(ours.fill(depth))
-                    return ours.drain(depth)
-
-                consumed.append((depth, _repeated(bench, depth, run)))
-                submitted.append((depth, median(filled)))
-        note = "submitted in batches of 10,000, then consumed"
-        yield Curve("submit_many", "jobs", "jobs/s", title, submitted, note)
-        yield Curve("listen_message", "jobs", "jobs/s", title, consumed, note)
+def _repeated(bench: Bench, side: Callable[[], float]) -> float:
+    return median(side() for _ in range(bench.fewer(3)))
 
 
 def _together(url: str, ours: Ours, consumers: int, jobs: int) -> float:
@@ -73,7 +55,7 @@ def _consumers(bench: Bench) -> Iterator[Result]:
         with Ours(url(bench)) as ours:
             for consumers in (1, 2) if bench.quick else (1, 2, 4, 8, 16):
                 side = partial(_together, url(bench), ours, consumers, jobs)
-                points.append((consumers, median(side() for _ in range(bench.fewer(3)))))
+                points.append((consumers, _repeated(bench, side)))
         yield Curve("listen_message", "consumers", "jobs/s", title, points, "of all together")
 
 
@@ -86,14 +68,13 @@ def _sizes(bench: Bench) -> Iterator[Result]:
             with Ours(url(bench), job=job_of(size)) as ours:
                 submit = partial(ours.process, count)
                 consume = partial(ours.listen, count)
-                submitted.append((size, _repeated(bench, count, submit)))
-                consumed.append((size, _repeated(bench, count, consume)))
+                submitted.append((size, _repeated(bench, submit)))
+                consumed.append((size, _repeated(bench, consume)))
         yield Curve("process()", "bytes of a job", "jobs/s", title, submitted)
         yield Curve("listen_message", "bytes of a job", "jobs/s", title, consumed)
 
 
 ROWS = (
-    Row("growth-jobs", "the rates for 10³ to 10⁶ jobs", _jobs),
     Row("growth-consumers", "the rate of 1 to 16 consumers", _consumers),
     Row("growth-size", "the rates for jobs of 0.1 kB to 1 MB", _sizes),
 )

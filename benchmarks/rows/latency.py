@@ -51,7 +51,7 @@ def _broker(scheme: str, bench: Bench) -> Iterator[Result]:
     url = bench.brokers.amqp if scheme == "amqp" else bench.brokers.redis
     warm_up = 20
     with Program("echo", url) as worker, TrainProducerOperator(url=url) as producer:
-        samples = _sample(producer, worker.hear, bench.count(2_000) + warm_up)[warm_up:]
+        samples = _sample(producer, worker.hear, bench.count(1_000) + warm_up)[warm_up:]
     title = "RabbitMQ" if scheme == "amqp" else "Redis"
     setting = "Worker and producer are two processes; the clock starts before submit()"
     yield from _results(title, samples, 2, 10, setting)
@@ -69,7 +69,7 @@ def _memory(bench: Bench) -> Iterator[Result]:
     thread.start()
     try:
         with TrainProducerOperator(url=url) as producer:
-            samples = _sample(producer, heard.get, bench.count(2_000))
+            samples = _sample(producer, heard.get, bench.count(1_000))
     finally:
         worker.stop()
         thread.join()
@@ -85,7 +85,7 @@ def _loop(bench: Bench) -> Iterator[Result]:
             pass  # its queue exists now
     samples = []
     with TrainProducerOperator(url=url) as producer, Program("echo_0_1_0", url) as worker:
-        for _ in range(2 if bench.quick else 20):
+        for _ in range(2 if bench.quick else 12):
             time.sleep(random.uniform(0, 5))
             producer.submit({**JOB, "sent": perf_counter()})
             samples.append(worker.hear() * 1000)

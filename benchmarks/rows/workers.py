@@ -35,7 +35,7 @@ def _compare(scheme: str, bench: Bench) -> Iterator[Result]:
         address, clear, title = bench.brokers.amqp, _clear_rabbitmq, "RabbitMQ"
     else:
         address, clear, title = bench.brokers.redis, _clear_redis, "Redis"
-    count = bench.count(5_000)
+    count = bench.count(2_000)
     peers = [peer for peer in PEERS if scheme in peer.schemes]
     settings: dict[str, list[str]] = {}
 
@@ -49,7 +49,7 @@ def _compare(scheme: str, bench: Bench) -> Iterator[Result]:
     present = [peer for peer in peers if not peer.missing]
     rates = rounds(
         {peer.name: partial(measure, peer) for peer in (OURS, *present)},
-        bench.fewer(5),
+        bench.fewer(3),
         warm_up=False,
     )
     for peer in peers:

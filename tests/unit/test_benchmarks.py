@@ -11,7 +11,9 @@ sys.path.append(str(Path(__file__).parents[2]))  # it is no part of the installe
 
 from benchmarks import method
 from benchmarks.method import Comparison, Curve, Goal, Samples, percentile, rounds
+from benchmarks.page import BEGIN, END, write_page
 from benchmarks.report import read_results, render, write_results
+from benchmarks.rows import ROWS
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +79,37 @@ def test_results_survive_the_file_and_rows_not_measured_again_stay(tmp_path: Pat
     write_results(path, {"two": [samples, curve]}, {})
 
     assert read_results(path) == {"one": [comparison], "two": [samples, curve]}
+
+
+def test_the_page_shows_the_last_figures_between_its_marks(tmp_path: Path) -> None:
+    path, page = tmp_path / "results.json", tmp_path / "page.md"
+    first, second = list(ROWS)[:2]
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for name, rate in ((second, 20.0), (first, 10.0), (first, 30.0)):
+        result = Comparison(name, "raw", "jobs/s", [rate], [10.0], Goal(">=", 1.0))
+        write_results(path, {name: [result]}, {"system": f"made for {name}"})
+        write_page(page, path)
+
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert "1.00 x" not in text
+    assert text.index("3.00 x") < text.index("2.00 x")  # in the order of the rows
+    assert f"made for {first} / made for {second}" in text
+
+
+def test_a_page_without_the_marks_is_left_alone(tmp_path: Path) -> None:
+    path, page = tmp_path / "results.json", tmp_path / "page.md"
+    page.write_text("mine")
+    write_results(path, {}, {})
+
+    with pytest.raises(ValueError, match="must have the lines"):
+        write_page(page, path)
+    assert page.read_text() == "mine"
+
+
+def test_the_page_of_the_docs_has_the_marks() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+    assert text.count(BEGIN) == text.count(END) == 1
