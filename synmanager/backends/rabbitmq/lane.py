@@ -155,7 +155,9 @@ class Lane:
         """Settle a delivery, or all up to it."""
         self._link.only_acknowledged = not self._link.wire.has_unsent
         self._channel.basic_ack(tag, multiple)
-        self._held = {held for held in self._held if held > tag} if multiple else self._held - {tag}
+        self._held.discard(tag)
+        if multiple:
+            self._held = {held for held in self._held if held > tag}
 
     def publish(self, exchange: str, routing_key: str, contents: Sequence[Content]) -> None:
         """Publish a batch and wait until the broker has accepted all of it.

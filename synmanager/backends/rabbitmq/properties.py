@@ -145,28 +145,23 @@ def read(properties: BasicProperties, body: bytes, message_id: str | None = None
     Args:
         message_id: for a message without one; by default a new one.
     """
-    headers = properties.headers or {}
-    problems: list[str] = []
-
-    def number(name: str, default: Any) -> Any:
-        value = headers.get(name, default)
-        sound = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        if value is default or sound:
-            return value
-        problems.append(f"its header {name} is {value!r:.50}")
-        return default
-
-    schema = number(_SCHEMA, 0)
-    submitted_at = number(_SUBMITTED_AT, None)
-    attempts = number(_ATTEMPTS, 0) + number(_DELIVERY_COUNT, 0)
+    numbers = {_SCHEMA: 0, _SUBMITTED_AT: None, _ATTEMPTS: 0, _DELIVERY_COUNT: 0}
+    problems = []
+    for name, value in (properties.headers or {}).items():
+        if name in numbers:
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                numbers[name] = value
+            else:
+                problems.append(f"its header {name} is {value!r:.50}")
+    schema, submitted_at, failed, counted = numbers.values()
     message = Message(
         body,
         properties.message_id or message_id or new_id(),
         _rank(properties.priority),
         submitted_at if submitted_at is None else submitted_at / 1e6,
-        schema,
+        schema or 0,
     )
-    return Metadata(message, attempts, "; ".join(problems) or None)
+    return Metadata(message, (failed or 0) + (counted or 0), "; ".join(problems) or None)
 
 
 def is_counted(properties: BasicProperties) -> bool:
