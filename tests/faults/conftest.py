@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -20,7 +20,9 @@ from harness.processes import Processes
 #: Seconds that a test may take unless it says otherwise with ``@pytest.mark.limit(seconds)``.
 _LIMIT = 90
 
-_figures: list[tuple[str, str]] = []
+#: The name under which a report carries a line of what its test measured.
+_MEASURED = "measured"
+
 _leaks: list[str] = []
 _seed = 0
 
@@ -40,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     global _seed
     _seed = config.getoption("--seed")
     config.addinivalue_line("markers", "limit(seconds): how long the test may take")
+    config.addinivalue_line("markers", "xdist_group(name): pytest-xdist's, where that is")
     config.addinivalue_line("markers", "only(kind, ...): brokers whose name begins so")
 
 
@@ -52,7 +55,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("only")
         names = [name for name in BROKERS if marker is None or name.startswith(marker.args)]
-        metafunc.parametrize("server", names, indirect=True, scope="session")
+        # With pytest-xdist, a process for each broker.
+        brokers = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+        metafunc.parametrize("server", brokers, indirect=True, scope="session")
 
 
 @pytest.fixture
@@ -119,7 +124,7 @@ def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Keeps a line of what the test measured, for the report at the end."""
 
     def note(line: str) -> None:
-        _figures.append((request.node.name, line))
+        request.node.user_properties.append((_MEASURED, line))
         print(line)
 
     return note
@@ -146,15 +151,9 @@ def limit(request: pytest.FixtureRequest) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    shown = report.longreprtext + "".join(text for _, text in report.sections)
-    if CANARY in shown:
-        _leaks.append(f"{item.nodeid} ({call.when})")
-    return report
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if CANARY in report.longreprtext + "".join(text for _, text in report.sections):
+        _leaks.append(f"{report.nodeid} ({report.when})")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -163,10 +162,20 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _figures:
+    figures = [
+        (report.nodeid.rpartition("::")[2], line)
+        for report in (
+            *terminalreporter.getreports("passed"),
+            *terminalreporter.getreports("failed"),
+        )
+        if report.when == "call"
+        for name, line in report.user_properties
+        if name == _MEASURED
+    ]
+    if figures:
         terminalreporter.section("measured")
-        width = max(len(name) for name, _ in _figures)
-        for name, line in _figures:
+        width = max(len(name) for name, _ in figures)
+        for name, line in figures:
             terminalreporter.line(f"{name:<{width}}  {line}")
     if _leaks:
         terminalreporter.section("THE PASSWORD WAS SHOWN", red=True)

@@ -33,8 +33,8 @@ class Launcher(ABC):
         """SIGCONT. No-op if it runs."""
 
     @abstractmethod
-    def run(self, *command: str) -> str:
-        """Run a command beside the server; return what it printed.
+    def run(self, *command: str, text: str = "") -> str:
+        """Run a command beside the server, with a text to read; return what it printed.
 
         Raises:
             AssertionError: it failed.
@@ -89,8 +89,8 @@ class HostProcess(Launcher):
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def run(self, *command: str) -> str:
-        return _run(command, self._env)
+    def run(self, *command: str, text: str = "") -> str:
+        return _run(command, self._env, text)
 
     def destroy(self) -> None:
         if self.is_running:
@@ -143,8 +143,8 @@ class Container(Launcher):
         if self._state() == "paused":
             _run(["docker", "unpause", self._known()])
 
-    def run(self, *command: str) -> str:
-        return _run(["docker", "exec", self._known(), *command])
+    def run(self, *command: str, text: str = "") -> str:
+        return _run(["docker", "exec", "--interactive", self._known(), *command], text=text)
 
     def destroy(self) -> None:
         if self._id is not None:
@@ -163,9 +163,9 @@ class Container(Launcher):
         return _run(["docker", "inspect", "--format={{.State.Status}}", self._known()]).strip()
 
 
-def _run(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+def _run(command: Sequence[str], env: Mapping[str, str] | None = None, text: str = "") -> str:
     done = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        command, env=env, input=text, capture_output=True, text=True, timeout=60, check=False
     )
     output = f"{done.stdout}{done.stderr}"
     assert done.returncode == 0, f"{command[0]} failed with {done.returncode}: {output}"

@@ -35,6 +35,7 @@ class RabbitMQ(Broker):
 
     def __init__(self, name: str, directory: Path, image: str | None = None) -> None:
         port, distribution, self._epmd_port = free_port(), free_port(), free_port()
+        self._node = f"{name.replace('.', '_')}@localhost"
         directory.chmod(0o777)
         for part in ("data", "log", "home"):
             (directory / part).mkdir()
@@ -57,7 +58,7 @@ class RabbitMQ(Broker):
             "LANG": "C.UTF-8",
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"{name.replace('.', '_')}@localhost",
+            "RABBITMQ_NODENAME": self._node,
             "RABBITMQ_NODE_PORT": str(port),
             "RABBITMQ_DIST_PORT": str(distribution),
             "RABBITMQ_MNESIA_BASE": f"{directory}/data",
@@ -105,7 +106,7 @@ class RabbitMQ(Broker):
             return False
 
     def reset(self) -> None:
-        # A new virtual host each time; one command, because each starts an Erlang of its own.
+        # A new virtual host each time.
         old, self._vhosts = self._vhost, self._vhosts + 1
         self._vhost = f"v{self._vhosts}"
         self.eval(
@@ -122,7 +123,10 @@ class RabbitMQ(Broker):
 
     def eval(self, expression: str) -> str:
         """Evaluate Erlang in the node."""
-        return self.launcher.run(f"{_BIN}/rabbitmqctl", "-q", "eval", expression)
+        # In a fiftieth of the time that rabbitmqctl takes, which starts a node of its own.
+        answer = self.launcher.run("erl_call", "-sname", self._node, "-e", text=f"{expression}\n")
+        assert answer.startswith("{ok,"), f"{expression} gives {answer}"
+        return answer
 
     def listen_with_tls(self, port: int, chain: Path, key: Path) -> None:
         self.eval(

@@ -8,6 +8,7 @@ Config:
     job_ids: submit with the key as job id, so that a repeat of the whole program can be told.
     work: seconds that each job shall take.
     pace: seconds between two calls.
+    patience: seconds in which it tries to connect to a broker that is not there.
     threads: share one operator and the keys.
     die: {"at": "sent" | "confirmed", "key": ...}: before the broker's answer is awaited is what
         the proxy is for; "sent" is just before the driver is called, "confirmed" just after.
@@ -25,7 +26,7 @@ from program import begin, die
 
 from synmanager.backends.base import QueueBackend
 from synmanager.backends.registry import create_backend
-from synmanager.errors import PublishInterrupted, SynmanagerError
+from synmanager.errors import BrokerUnavailable, PublishInterrupted, SynmanagerError
 from synmanager.evaluate import EvaluateProducerOperator
 from synmanager.preprocess import PreprocessProducerOperator
 from synmanager.settings import load_settings
@@ -96,9 +97,20 @@ def submit_all(numbers: range) -> None:
             time.sleep(config["pace"])
 
 
+def connect(patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return operator.connect()
+        except BrokerUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 watch_backend(type(create_backend(load_settings().address)))
 operator = PRODUCERS[config.get("phase", "train")]()
-operator.connect()
+connect(config.get("patience", 0))
 journal.write("ready")
 count = config.get("threads", 1)
 threads = [

@@ -27,6 +27,7 @@ from synmanager.errors import LeaseLost
 from synmanager.evaluate import EvaluateConsumerOperator
 from synmanager.preprocess import PreprocessConsumerOperator
 from synmanager.settings import load_settings
+from synmanager.shutdown import Shutdown
 from synmanager.train import TrainConsumerOperator
 
 CONSUMERS = {
@@ -123,7 +124,19 @@ def doom_backend(kind: type[QueueBackend]) -> None:
     kind.receive, kind.ack = received, acked  # type: ignore[method-assign]
 
 
+def note_requests() -> None:
+    """Tell when a signal, or ``stop()``, has been heard."""
+    request = Shutdown.request
+
+    def requested(self: Shutdown) -> None:
+        request(self)
+        journal.write("asked to leave")
+
+    Shutdown.request = requested  # type: ignore[method-assign]
+
+
 doom_backend(type(create_backend(load_settings().address)))
+note_requests()
 phases = config.get("phases", ["train"])
 limits = {name: config[name] for name in ("max_jobs", "idle_timeout") if name in config}
 journal.write("ready")
