@@ -58,6 +58,8 @@ class Rank(IntEnum):
         Raises:
             InvalidJob: if there is no such rank.
         """
+        if isinstance(value, cls):
+            return value
         try:
             return cls[value.upper()] if isinstance(value, str) else cls(value)
         except (KeyError, ValueError, AttributeError):
@@ -96,7 +98,7 @@ def dump(job: Mapping[str, Any], max_bytes: int = DEFAULT_MAX_BYTES) -> str:
         InvalidJob: a cycle, keys that JSON cannot order or tell apart, a lone surrogate, nesting
             deeper than :data:`MAX_DEPTH`, or more than ``max_bytes`` bytes.
     """
-    if not isinstance(job, Mapping):
+    if not isinstance(job, dict | Mapping):  # a dict is told at once, other mappings are not
         raise InvalidJob(f"a job is a mapping of names to values, not {type(job).__name__}")
     try:
         plain = job if isinstance(job, dict) else dict(job)

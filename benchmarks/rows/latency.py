@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import random
 import threading
@@ -75,6 +76,32 @@ def _memory(bench: Bench) -> Iterator[Result]:
         thread.join()
     setting = "Worker and producer are two threads; the clock starts before submit()"
     yield from _results("memory", samples, 0.2, None, setting)
+    floor = _hand_over(bench.count(1_000))
+    setting = "two threads, json.dumps, queue.SimpleQueue, json.loads, and nothing else"
+    yield Samples(
+        "two threads with a queue", "median, the floor", "ms", floor, 0.5, None, [setting]
+    )
+
+
+def _hand_over(count: int) -> list[float]:
+    """What the least that there is takes to move such a job from a thread to one that waits."""
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    heard: queue.SimpleQueue[float] = queue.SimpleQueue()
+
+    def wait() -> None:
+        for _ in range(count):
+            sent = json.loads(jobs.get())["sent"]
+            heard.put(perf_counter() - sent)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    samples = []
+    for _ in range(count):
+        time.sleep(random.uniform(*_PAUSE))
+        jobs.put(json.dumps({**JOB, "sent": perf_counter()}, default=str, sort_keys=True))
+        samples.append(heard.get() * 1000)
+    thread.join()
+    return samples
 
 
 def _loop(bench: Bench) -> Iterator[Result]:
