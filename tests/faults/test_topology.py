@@ -54,6 +54,20 @@ def test_read_only_replica(broker: RedisServer, director: Director) -> None:
 
 
 @on_redis
+def test_a_server_that_drops_scripts_from_its_log(
+    broker: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It replays them as "default", who may not write: what was confirmed would be gone."""
+    broker.command("ACL", "SETUSER", "default", "-@all")
+    try:
+        with TrainProducerOperator(url=broker.url()):
+            pass
+    finally:
+        broker.command("ACL", "SETUSER", "default", "+@all")
+    assert "may drop confirmed jobs when it restarts" in caplog.text
+
+
+@on_redis
 def test_a_disk_that_cannot_be_written(broker: RedisServer, director: Director) -> None:
     """MISCONF: Redis refuses writes after a snapshot that failed."""
     director.declare()

@@ -21,7 +21,7 @@ _warned: set[str] = set()
 
 
 def check_server(call: Callable[..., Any], where: str) -> None:
-    """Ask a server about itself; warn once of one that may lose the last second's jobs.
+    """Ask a server about itself; warn once of one that may lose jobs when it restarts.
 
     Args:
         call: sends one command.
@@ -55,6 +55,15 @@ def check_server(call: Callable[..., Any], where: str) -> None:
                 where,
                 doubt,
             )
+        elif _drops_scripts(call):
+            _warned.add(where)
+            logger.warning(
+                "Redis at %s may drop confirmed jobs when it restarts: it replays the scripts in "
+                "its append-only file as the user 'default', who may not do what they did. Keep "
+                "that user from logging in without taking its rights: "
+                "ACL SETUSER default off ~* &* +@all",
+                where,
+            )
 
 
 def _doubt(call: Callable[..., Any], info: dict[str, str]) -> str:
@@ -67,6 +76,19 @@ def _doubt(call: Callable[..., Any], info: dict[str, str]) -> str:
         return ""  # hosted servers do not let everyone see their configuration
     setting = answer[1].decode() if answer else "always"
     return "" if setting == "always" else f"appendfsync {setting}"
+
+
+def _drops_scripts(call: Callable[..., Any]) -> bool:
+    """Whether the append-only file would not be replayed; False if nobody can tell.
+
+    A script's writes are a transaction there, and the rights of a transaction are looked at again
+    when it is replayed: redis/redis 14541, valkey-io/valkey 3983.
+    """
+    try:
+        answer = call("ACL", "DRYRUN", "default", "XADD", "{synmanager}:", "*", "a", "b")
+    except redis_errors.ResponseError:
+        return False  # we may not ask
+    return bytes(answer) != b"OK"
 
 
 def _parse(info: bytes) -> dict[str, str]:
