@@ -175,7 +175,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if figures:
         terminalreporter.section("measured")
         width = max(len(name) for name, _ in figures)
-        for name, line in figures:
+        for name, line in sorted(figures):
             terminalreporter.line(f"{name:<{width}}  {line}")
     if _leaks:
         terminalreporter.section("THE PASSWORD WAS SHOWN", red=True)

@@ -25,6 +25,8 @@ def test_broker_crashes_mid_publish_and_mid_consume(
     for number in range(2):
         processes.worker(f"worker-{number}", env=env)
     processes.archiver("archive", env=env)
+    for who in ("single", "batches"):
+        processes.await_event("ready", 20, who=who)
     processes.await_event("finished", 20, count=30)
 
     broker.launcher.kill()

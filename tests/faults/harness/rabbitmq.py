@@ -157,7 +157,7 @@ class RabbitMQ(Broker):
         )
 
     def _await_alarm(self, resource: str) -> None:
-        alarm = f"{{resource_limit,{resource},"
+        alarm = f"{{resource_limit, {resource},"
         wait_until(
             lambda: alarm in self.eval("rabbit_alarm:get_alarms()."), 20, f"the {resource} alarm"
         )
