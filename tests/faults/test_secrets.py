@@ -14,7 +14,8 @@ from harness.brokers import CANARY, PASSWORD, USER, Broker
 from harness.processes import Processes
 from harness.waiting import free_port
 
-from synmanager.errors import AccessRefused
+from synmanager import Worker
+from synmanager.errors import AccessRefused, SynmanagerError, TopologyError
 from synmanager.train import TrainProducerOperator
 
 
@@ -57,18 +58,26 @@ def test_no_mishap_shows_the_password(
     figures(f"{len(errors)} mishaps, {len(process.output):,} characters of log without it")
 
 
-@pytest.mark.parametrize("what", ["wrong password", "unknown place"])
+@pytest.mark.parametrize("what", ["wrong password", "unknown place", "no rights"])
 def test_access_refused_without_a_retry_loop(
     what: str, broker: Broker, figures: Callable[[str], None]
 ) -> None:
+    expected: type[SynmanagerError] = AccessRefused
     if what == "wrong password":
         url = broker.url(password=f"not-{CANARY}")
+    elif what == "no rights":
+        url = broker.url_of_a_stranger()
     else:  # an unknown virtual host, or a database beyond the server's sixteen
         url = broker.url().rpartition("/")[0] + "/999"
+        expected = AccessRefused if broker.scheme == "amqp" else TopologyError
     began = time.monotonic()
-    with pytest.raises(AccessRefused if broker.scheme == "amqp" else Exception) as caught:
-        TrainProducerOperator(url=url).connect()
+    for connect in (
+        TrainProducerOperator(url=url).connect,
+        Worker({"train": dict}, url=url).run,  # which waits for a broker that is not there
+    ):
+        with pytest.raises(expected) as caught:
+            connect()
+        assert CANARY not in str(caught.value)
     seconds = time.monotonic() - began
     assert seconds < 5
-    assert CANARY not in str(caught.value)
     figures(f"{what}: {type(caught.value).__name__} after {seconds:.2f} s: {caught.value}")

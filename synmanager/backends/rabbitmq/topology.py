@@ -11,7 +11,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 from synmanager.backends.base import ExchangeSpec, QueueSpec
 from synmanager.backends.rabbitmq.delays import Cascade
-from synmanager.backends.rabbitmq.faults import ACCESS_REFUSED, PRECONDITION_FAILED
+from synmanager.backends.rabbitmq.faults import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 from synmanager.backends.rabbitmq.lane import Lane
 from synmanager.backends.rabbitmq.link import Link
 from synmanager.backends.rabbitmq.properties import MAX_PRIORITY
@@ -126,7 +126,11 @@ class Topology:
             self._try(make)
         except ChannelClosedByBroker as error:
             if error.reply_code == ACCESS_REFUSED and look is not None:
-                self._try(look)
+                try:
+                    self._try(look)
+                except ChannelClosedByBroker as other:
+                    # It is not there, for want of the rights to make it.
+                    raise (error if other.reply_code == NOT_FOUND else other) from None
                 return ""
             if error.reply_code != PRECONDITION_FAILED:
                 raise

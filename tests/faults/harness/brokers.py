@@ -78,6 +78,11 @@ class Broker(ABC):
         secure, options = ("", "") if cafile is None else ("s", f"?cafile={quote(str(cafile))}")
         return f"{self.scheme}{secure}://{quote(user)}:{quote(password, safe='')}@{where}{options}"
 
+    def url_of_a_stranger(self) -> str:
+        """The address for a user who is known, and may do nothing."""
+        self.add_stranger("stranger", PASSWORD)
+        return self.url(user="stranger")
+
     def serve_tls(self, certificate: Certificate) -> int:
         """Let clients in with TLS as well, until the next start; return the port for that."""
         port = free_port()
@@ -105,6 +110,10 @@ class Broker(ABC):
     def destroy(self) -> None:
         """End it for good."""
         self.launcher.destroy()
+
+    @abstractmethod
+    def add_stranger(self, user: str, password: str) -> None:
+        """Add a user who may log in, and nothing else."""
 
     @abstractmethod
     def listen_with_tls(self, port: int, chain: Path, key: Path) -> None:

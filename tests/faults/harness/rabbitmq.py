@@ -128,6 +128,15 @@ class RabbitMQ(Broker):
         assert answer.startswith("{ok,"), f"{expression} gives {answer}"
         return answer
 
+    def add_stranger(self, user: str, password: str) -> None:
+        self.eval(
+            f'U = <<"{user}">>, N = <<"^$">>, A = <<"{USER}">>,'
+            # Who is there already stays.
+            f'catch rabbit_auth_backend_internal:add_user(U, <<"{password}">>, A),'
+            "rabbit_auth_backend_internal:set_permissions("
+            f'U, <<"{self._vhost}">>, N, N, N, A).'
+        )
+
     def listen_with_tls(self, port: int, chain: Path, key: Path) -> None:
         self.eval(
             "rabbit_networking:ensure_ssl(),"

@@ -90,6 +90,9 @@ class RedisServer(Broker):
     def configure(self, name: str, value: str | int) -> None:
         self._client.config_set(name, value)
 
+    def add_stranger(self, user: str, password: str) -> None:
+        self.command("ACL", "SETUSER", user, "reset", "on", f">{password}", "+select")
+
     def listen_with_tls(self, port: int, chain: Path, key: Path) -> None:
         files = ("tls-cert-file", chain, "tls-key-file", key, "tls-ca-cert-file", chain)
         self.command("CONFIG", "SET", "tls-auth-clients", "no", *map(str, files))
