@@ -109,7 +109,10 @@ def _draw_curves(axes: Axes, x: str, curves: Sequence[Curve]) -> None:
         label = f"{curve.work}, {curve.series}"
         axes.plot(xs, ys, style, label=label, color=_SERIES.get(curve.series), ms=3, lw=1.2)
     axes.set_xscale("log", base=2 if x == "consumers" else 10)
-    axes.set_yscale("log")
+    if x == "consumers":
+        axes.set_ylim(0, 1.1 * max((y for curve in curves for _, y in curve.points), default=1))
+    else:
+        axes.set_yscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_title(f"jobs per second by {x}")

@@ -101,7 +101,8 @@ def _measure(options: argparse.Namespace, results_path: Path | None) -> list[str
 def _show(results_path: Path, chart: Path | None) -> None:
     """Draw the chart; with the project's own results also renew the page of the docs."""
     written = [results_path]
-    rows = read_results(results_path)
+    found = read_results(results_path)
+    rows = {name: found[name] for name in ROWS if name in found}  # the file's order is of no use
     if chart is not None or results_path == _RESULTS:
         from benchmarks.chart import draw  # matplotlib takes a second to import
 

@@ -20,7 +20,7 @@ _CHUNK = 1_000
 #: Jobs that wait in the short queue, and the fewest that a consumer drains.
 _FEW = 1_000
 
-_ROUNDS = 7
+_ROUNDS = 15
 
 _MEBIBYTE = 1024 * 1024
 
