@@ -7,6 +7,8 @@ from collections.abc import Generator
 
 import pytest
 
+pytest.register_assert_rewrite("ranking", "roles")  # of tests/shared
+
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around, and so after, the reporter's own
 def pytest_terminal_summary(

@@ -7,23 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import released
+from roles import consumer_class
 
-__all__ = ["MAKERS", "consumer_class", "fresh_queues", "producer_class"]
+__all__ = ["MAKERS", "fresh_queues"]
 
 #: Who made the queues: an exchange of 0.1.0 that is upgraded later, or this project.
 MAKERS = ("0.1.0", "this project")
-
-
-def producer_class(phase: str) -> Any:
-    return getattr(import_module(f"synmanager.{phase}"), f"{phase.capitalize()}ProducerOperator")
-
-
-def consumer_class(phase: str) -> Any:
-    return getattr(import_module(f"synmanager.{phase}"), f"{phase.capitalize()}ConsumerOperator")
 
 
 @contextmanager

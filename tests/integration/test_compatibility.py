@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import released
-from exchange import MAKERS, consumer_class, fresh_queues, producer_class
+from exchange import MAKERS, fresh_queues
+from roles import consumer_class, producer_class
 from threads import until
 from wire import Wire
 

@@ -11,8 +11,9 @@ import pika
 import pika.exceptions
 import pytest
 import released
-from exchange import MAKERS, consumer_class, fresh_queues, producer_class
+from exchange import MAKERS, fresh_queues
 from pika.adapters.blocking_connection import BlockingChannel
+from roles import consumer_class, producer_class
 from threads import WAIT, in_thread, until
 
 from synmanager import current_job

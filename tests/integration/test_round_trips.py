@@ -17,7 +17,7 @@ import pytest
 import redis
 from exchange import fresh_queues
 from pika.amqp_object import AMQPObject
-from threads import in_thread
+from threads import in_thread, until
 from wire import Wire
 
 from synmanager import Retry, Worker
@@ -167,13 +167,15 @@ class TestRabbitMQ(Counts):
         producer: PreprocessProducerOperator,
         consumer: PreprocessConsumerOperator,
     ) -> None:
-        producer.submit({"run": 0}, delay=3600)  # which builds what they wait in, if need be
+        producer.submit({"run": 0}, delay=0.1)  # which builds what they wait in, if need be
 
         def work() -> None:
             for run in range(JOBS):
                 producer.submit({"run": run}, delay=0.1)
 
         assert self.spent(wire, work) == {"basic.publish": JOBS}
+        # They must not come to the next test, nor find no queue.
+        until(lambda: consumer.check_message_count() == JOBS + 1, "all are due")
 
     def test_a_batch_is_on_its_way_before_the_first_is_confirmed(
         self,

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import released
-from exchange import MAKERS, consumer_class, fresh_queues, producer_class
+from exchange import MAKERS, fresh_queues
+from roles import consumer_class, producer_class
 from threads import in_thread, until
 
 from synmanager import Archiver, Worker

@@ -1,4 +1,4 @@
-"""A thousand jobs by rank, in memory; and whether those who judge it see what they should."""
+"""Rank and roles in memory; and whether those who judge a ranking see what they should."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from grid import Grid
 from noting import Event, make_worker
-from ranking import Start, Submission, contested, mistakes, run_thousand_jobs, starts
+from ranking import Start, Submission, contested, mistakes, starts
+from roles import Roles
 from threads import in_thread
 
 from synmanager.message import Rank
@@ -53,9 +54,12 @@ class Threads:
         raise Killed
 
 
-def test_a_thousand_jobs(grid: Grid) -> None:
-    crew = Threads(grid.url)
-    assert run_thousand_jobs(crew, grid.producer) > 100
+class TestMemory(Roles):
+    long = 0.6
+
+    @pytest.fixture
+    def crew(self, grid: Grid) -> Threads:
+        return Threads(grid.url)
 
 
 class TestJudging:
