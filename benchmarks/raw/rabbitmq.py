@@ -23,15 +23,20 @@ class PikaBlocking:
     """A durable queue behind a durable topic exchange, one connection, everything in one thread.
 
     The methods that measure return messages per second. A context manager.
+
+    Args:
+        ranked: give the queue as many priorities as synmanager's have.
     """
 
-    def __init__(self, url: str, body: bytes) -> None:
+    def __init__(self, url: str, body: bytes, *, ranked: bool = False) -> None:
         self._body = body
+        self._queue = f"{_QUEUE}.ranked" if ranked else _QUEUE
         self._connection = pika.BlockingConnection(pika.URLParameters(url))
         self._channel = self._connection.channel()
         self._channel.exchange_declare(_EXCHANGE, "topic", durable=True)
-        self._channel.queue_declare(_QUEUE, durable=True)
-        self._channel.queue_bind(_QUEUE, _EXCHANGE, _QUEUE)
+        arguments = {"x-max-priority": 9} if ranked else None
+        self._channel.queue_declare(self._queue, durable=True, arguments=arguments)
+        self._channel.queue_bind(self._queue, _EXCHANGE, self._queue)
         self._channel.confirm_delivery()
         self._channel.basic_qos(prefetch_count=1)
 
@@ -44,7 +49,7 @@ class PikaBlocking:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._channel.queue_delete(_QUEUE)
+        self._channel.queue_delete(self._queue)
         self._channel.exchange_delete(_EXCHANGE)
         self._connection.close()
 
@@ -53,10 +58,10 @@ class PikaBlocking:
         began = perf_counter()
         for _ in range(count):
             self._channel.basic_publish(
-                _EXCHANGE, _QUEUE, self._body, properties=_PERSISTENT, mandatory=True
+                _EXCHANGE, self._queue, self._body, properties=_PERSISTENT, mandatory=True
             )
         rate = count / (perf_counter() - began)
-        self._channel.queue_purge(_QUEUE)
+        self._channel.queue_purge(self._queue)
         return rate
 
     def consume(self, count: int, fill: Callable[[int], None]) -> float:
@@ -72,16 +77,17 @@ class PikaBlocking:
                 channel.stop_consuming()
 
         began = perf_counter()
-        self._channel.basic_consume(_QUEUE, callback)
+        self._channel.basic_consume(self._queue, callback)
         self._channel.start_consuming()
         return count / (perf_counter() - began)
 
 
 class PikaSelect:
-    """The same queue, published to with confirms that are awaited together. A context manager."""
+    """Publishes to such a queue, with confirms that are awaited together. A context manager."""
 
-    def __init__(self, url: str, body: bytes) -> None:
+    def __init__(self, url: str, body: bytes, *, ranked: bool = False) -> None:
         self._body = body
+        self._queue = f"{_QUEUE}.ranked" if ranked else _QUEUE
         self._channel: Any = None
         self._to_send = self._sent = self._confirmed = 0
         self._early: set[int] = set()  # confirmed before one that was sent earlier
@@ -107,7 +113,7 @@ class PikaSelect:
     def publish_pipelined(self, count: int) -> float:
         """Publish all, at most :data:`PIPELINE` of them unconfirmed at a time."""
         rate = self._publish(count)
-        self._channel.queue_purge(_QUEUE, callback=lambda _: self._connection.ioloop.stop())
+        self._channel.queue_purge(self._queue, callback=lambda _: self._connection.ioloop.stop())
         self._connection.ioloop.start()
         return rate
 
@@ -128,7 +134,7 @@ class PikaSelect:
         while self._sent < window:
             self._sent += 1
             self._channel.basic_publish(
-                _EXCHANGE, _QUEUE, self._body, properties=_PERSISTENT, mandatory=True
+                _EXCHANGE, self._queue, self._body, properties=_PERSISTENT, mandatory=True
             )
 
     def _on_open(self, connection: Any) -> None:

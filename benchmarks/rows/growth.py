@@ -47,7 +47,7 @@ def _together(url: str, ours: Ours, consumers: int, jobs: int) -> float:
 
 
 def _consumers(bench: Bench) -> Iterator[Result]:
-    jobs = bench.count(20_000)
+    jobs = bench.count(8_000)
     for title, url in _BROKERS.items():
         if title == "memory":
             continue  # its queues do not cross processes

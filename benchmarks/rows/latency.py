@@ -24,7 +24,7 @@ from synmanager.train import TrainProducerOperator
 
 #: Seconds between two jobs: long enough for the worker to be idle again, and never in step with
 #: anything that happens at a fixed interval.
-_PAUSE = (0.01, 0.04)
+_PAUSE = (0.01, 0.03)
 
 _WORK = "idle Worker: submit to handler start"
 
@@ -76,7 +76,7 @@ def _memory(bench: Bench) -> Iterator[Result]:
         thread.join()
     setting = "Worker and producer are two threads; the clock starts before submit()"
     yield from _results("memory", samples, 0.2, None, setting)
-    floor = _hand_over(bench.count(1_000))
+    floor = _hand_over(bench.count(500))
     setting = "two threads, json.dumps, queue.SimpleQueue, json.loads, and nothing else"
     yield Samples(
         "two threads with a queue", "median, the floor", "ms", floor, 0.5, None, [setting]

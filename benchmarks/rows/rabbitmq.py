@@ -12,14 +12,24 @@ from benchmarks.raw.rabbitmq import PIPELINE, PikaBlocking, PikaSelect
 
 _UNIT = "jobs/s"
 _MESSAGES = "body encoded beforehand, delivery mode 2, mandatory, durable classic queue"
+_RANKED = "x-max-priority 9, as synmanager's queues: what ranks cost the broker"
 _EACH = f"pika.BlockingConnection in the same thread, confirm_delivery(); {_MESSAGES}"
 
 
 def _process(bench: Bench) -> Iterator[Result]:
-    count = bench.count(5_000)
-    with Ours(bench.brokers.amqp) as ours, PikaBlocking(bench.brokers.amqp, BODY) as raw:
+    count = bench.count(3_000)
+    url = bench.brokers.amqp
+    with (
+        Ours(url) as ours,
+        PikaBlocking(url, BODY) as raw,
+        PikaBlocking(url, BODY, ranked=True) as ranked,
+    ):
         rates = rounds(
-            {"ours": lambda: ours.process(count), "raw": lambda: raw.publish_each(count)},
+            {
+                "ours": lambda: ours.process(count),
+                "raw": lambda: raw.publish_each(count),
+                "ranked": lambda: ranked.publish_each(count),
+            },
             bench.repeats,
         )
     yield Comparison(
@@ -31,17 +41,27 @@ def _process(bench: Bench) -> Iterator[Result]:
         Goal(">=", 1.0),
         [_EACH],
     )
+    yield Comparison(
+        "process() one by one, RabbitMQ",
+        "the same on a queue with priorities",
+        _UNIT,
+        rates["ours"],
+        rates["ranked"],
+        None,
+        [_EACH, _RANKED],
+    )
 
 
 def _submit_many(bench: Bench) -> Iterator[Result]:
     count = bench.count(10_000)
+    some = count // 5  # one by one they are a rate, however many
     url = bench.brokers.amqp
     with Ours(url) as ours, PikaBlocking(url, BODY) as raw, PikaSelect(url, BODY) as pipelined:
         rates = rounds(
             {
                 "ours": lambda: ours.submit_many(count),
                 "pipelined": lambda: pipelined.publish_pipelined(count),
-                "each": lambda: raw.publish_each(count),
+                "each": lambda: raw.publish_each(some),
             },
             bench.repeats,
         )
@@ -67,27 +87,45 @@ def _submit_many(bench: Bench) -> Iterator[Result]:
 
 
 def _listen(bench: Bench) -> Iterator[Result]:
-    count = bench.count(10_000)
+    count = bench.count(8_000)
     url = bench.brokers.amqp
-    with Ours(url) as ours, PikaBlocking(url, BODY) as raw, PikaSelect(url, BODY) as filling:
+    with (
+        Ours(url) as ours,
+        PikaBlocking(url, BODY) as raw,
+        PikaSelect(url, BODY) as filling,
+        PikaBlocking(url, BODY, ranked=True) as ranked,
+        PikaSelect(url, BODY, ranked=True) as filling_ranked,
+    ):
         rates = rounds(
             {
                 "ours": lambda: ours.listen(count),
                 "raw": lambda: raw.consume(count, filling.fill),
+                "ranked": lambda: ranked.consume(count, filling_ranked.fill),
             },
             bench.repeats,
         )
+    work = "listen_message, empty callback, RabbitMQ"
+    setting = (
+        "pika.BlockingConnection: basic_qos(prefetch_count=1), basic_consume, basic_ack in the "
+        "callback; the body is not decoded"
+    )
     yield Comparison(
-        "listen_message, empty callback, RabbitMQ",
+        work,
         "pika BlockingConnection consumer, prefetch 1, ack",
         _UNIT,
         rates["ours"],
         rates["raw"],
         Goal(">=", 1.0),
-        [
-            "pika.BlockingConnection: basic_qos(prefetch_count=1), basic_consume, basic_ack in "
-            "the callback; the body is not decoded"
-        ],
+        [setting],
+    )
+    yield Comparison(
+        work,
+        "the same on a queue with priorities",
+        _UNIT,
+        rates["ours"],
+        rates["ranked"],
+        None,
+        [setting, _RANKED],
     )
 
 

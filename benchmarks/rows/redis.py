@@ -15,7 +15,7 @@ _CLIENT = "redis.Redis with one connection of its own; the body is encoded befor
 
 
 def _process(bench: Bench) -> Iterator[Result]:
-    count = bench.count(5_000)
+    count = bench.count(3_000)
     with Ours(bench.brokers.redis) as ours, RedisStream(bench.brokers.redis, BODY) as raw:
         rates = rounds(
             {"ours": lambda: ours.process(count), "raw": lambda: raw.publish_each(count)},
@@ -51,7 +51,7 @@ def _submit_many(bench: Bench) -> Iterator[Result]:
 
 
 def _listen(bench: Bench) -> Iterator[Result]:
-    count = bench.count(10_000)
+    count = bench.count(5_000)
     with Ours(bench.brokers.redis) as ours, RedisStream(bench.brokers.redis, BODY) as raw:
         rates = rounds(
             {"ours": lambda: ours.listen(count), "raw": lambda: raw.consume(count)},
