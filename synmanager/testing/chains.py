@@ -139,7 +139,8 @@ class Chains(Topic):
         specs = [declare() for _ in range(queues)]
         publish(other, specs[-1])
         done = take(worker, *specs)
-        waiting = in_thread(worker.receive, [spec.name for spec in specs], WAIT, done)
+        names = [spec.name for spec in specs]
+        waiting = in_thread(worker.receive, names, WAIT + 2 * broker.lease, done)
         for spec in specs:
             assert_counts(other, spec)
         # Nor does it come back later.
