@@ -112,7 +112,7 @@ def _loop(bench: Bench) -> Iterator[Result]:
             pass  # its queue exists now
     samples = []
     with TrainProducerOperator(url=url) as producer, Program("echo_0_1_0", url) as worker:
-        for _ in range(2 if bench.quick else 12):
+        for _ in range(2 if bench.quick else 10):
             time.sleep(random.uniform(0, 5))
             producer.submit({**JOB, "sent": perf_counter()})
             samples.append(worker.hear() * 1000)
