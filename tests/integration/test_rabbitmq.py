@@ -155,3 +155,36 @@ def test_a_port_where_another_protocol_is_spoken(amqp_url: str) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_delay_that_ends_without_its_queue_is_in_nobody_s_way(
+    client: RabbitMQBackend, amqp_url: str, plain: Any, spec: QueueSpec
+) -> None:
+    """More of them than RabbitMQ dead-letters at a time; and they come when the queue is back."""
+    other = QueueSpec(f"{spec.name}-other", spec.exchange, f"{spec.routing_key}-other")
+    client.declare(spec, other)
+    try:
+        gone = [Message(encode({"number": n})) for n in range(100)]
+        client.publish(spec.exchange.name, spec.routing_key, gone, delay=0.5)
+        plain.queue_delete(spec.name)
+        (passing,) = [Message(b"{}")]
+        client.publish(other.exchange.name, other.routing_key, [passing], delay=1.5)
+        delivery = client.receive([other.name], 10)
+        assert delivery is not None
+        assert delivery.message.id == passing.id
+        client.nack(delivery, delay=0.5)
+        again = client.receive([other.name], 10)
+        assert again is not None
+        client.ack(again)
+    finally:
+        plain.queue_delete(other.name)
+        plain.queue_delete(f"{other.name}.dead")
+    newcomer = RabbitMQBackend(parse_url(amqp_url))
+    newcomer.open()
+    newcomer.declare(spec)
+    arrived = []
+    while (job := newcomer.receive([spec.name], 1)) is not None:
+        arrived.append(job.message.id)
+        newcomer.ack(job)
+    newcomer.close()
+    assert arrived == [message.id for message in gone]

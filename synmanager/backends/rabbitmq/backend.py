@@ -166,6 +166,7 @@ class RabbitMQBackend(QueueBackend):
             with receipt.link.lane() as lane:
                 if delay > 0:
                     headers = way(delay, queue=delivery.queue)
+                    self._topology.delays.build(lane)
                     self._topology.delays.lead_to_queue(lane, delivery.queue)
                     copy = properties.again(original, message, attempts, headers)
                     _publish(lane, TOP, "", [copy], [message])
@@ -318,13 +319,11 @@ class RabbitMQBackend(QueueBackend):
         delay: float,
     ) -> None:
         headers = way(delay, exchange=exchange, routing_key=routing_key)
+        self._topology.delays.build(lane)
+        contents = [properties.delayed(message, headers) for message in messages]
         try:
-            self._topology.delays.lead_to_exchange(lane, exchange)
-            contents = [properties.delayed(message, headers) for message in messages]
             _publish(lane, ENTRY, routing_key, contents, messages)
-        except (ChannelClosedByBroker, Unroutable) as error:
-            if isinstance(error, ChannelClosedByBroker) and error.reply_code != NOT_FOUND:
-                raise
+        except Unroutable as error:
             raise Unroutable(
                 f"no queue is declared on exchange {exchange!r} with routing key {routing_key!r}"
             ) from error

@@ -7,21 +7,23 @@ in the order in which they came, as RabbitMQ's expiry needs it, whatever their d
 
 ::
 
-    delay ──▶ level 25 ──▶ level 24 ──▶ … ──▶ level 0 ──▶ due ──▶ their exchange, or their queue
+    delay ──▶ level 25 ──▶ level 24 ──▶ … ──▶ level 0 ──▶ due ──▶ their queues
               queue 25 ──▲  queue 24 ──▲          queue 0 ──▲
 
-The arrows are bindings of headers exchanges; the routing key stays what it was. The queues are
-quorum queues that dead-letter at least once: a broker that crashes in between loses nothing, and
-a message whose queue is gone by the time it is due waits in the last level for it to come back.
+The arrows are bindings of headers exchanges. The queues are quorum queues that dead-letter at least
+once: a broker that crashes in between loses nothing. What is due when its queue is gone is stranded
+in a queue of its own, where it stands in nobody's way, until somebody declares a queue again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from synmanager.backends.base import ExchangeSpec
+from synmanager.backends.base import QueueSpec
 from synmanager.backends.rabbitmq.lane import Lane
+from synmanager.backends.rabbitmq.properties import onward
 from synmanager.errors import InvalidJob
 
 __all__ = ["ENTRY", "TOP", "Cascade", "way"]
@@ -36,6 +38,7 @@ _LEVELS = 26
 #: Where those are published whose queue is known to exist.
 TOP = f"synmanager.delay.level-{_LEVELS - 1}"
 _DUE = "synmanager.delay.due"
+_STRANDED = "synmanager.delay.stranded"
 
 _EXCHANGE = "synmanager-exchange"
 _KEY = "synmanager-key"
@@ -67,39 +70,29 @@ class Cascade:
     def __init__(self) -> None:
         self._known: set[str] = set()
 
-    def announce(self, lane: Lane, exchange: ExchangeSpec, routing_key: str) -> None:
-        """Let delayed messages for a route in."""
-        if "entry" not in self._known:
-            for name in (ENTRY, TOP):
-                lane.call("exchange_declare", name, "headers", durable=True)
-            self._known.add("entry")
-        arguments = {"x-match": "all", _EXCHANGE: exchange.name}
-        if exchange.type != "fanout":
-            arguments[_KEY] = routing_key
-        lane.call("exchange_bind", TOP, ENTRY, arguments=arguments)
-
-    def lead_to_exchange(self, lane: Lane, exchange: str) -> None:
-        """Make sure that what is due gets to an exchange.
-
-        Raises:
-            pika.exceptions.ChannelClosedByBroker: 404, there is no such exchange.
-        """
-        self._build(lane)
-        if f"exchange {exchange}" not in self._known:
-            lane.call("exchange_bind", exchange, _DUE, arguments=_only(_EXCHANGE, exchange))
-            self._known.add(f"exchange {exchange}")
+    def announce(self, lane: Lane, spec: QueueSpec) -> None:
+        """Let delayed messages for a queue's route in, and lead them to the queue."""
+        self._build_ends(lane)
+        route = {_EXCHANGE: spec.exchange.name}
+        if spec.exchange.type != "fanout":
+            route[_KEY] = spec.routing_key
+        lane.call("exchange_bind", TOP, ENTRY, arguments=_only(route))
+        lane.call("queue_bind", spec.name, _DUE, arguments=_only(route))
+        self.lead_to_queue(lane, spec.name)
+        self._try_again(lane)
 
     def lead_to_queue(self, lane: Lane, queue: str) -> None:
-        """Make sure that what is due gets to a queue."""
-        self._build(lane)
+        """Make sure that what is put back into a queue, with a delay, gets there."""
         if f"queue {queue}" not in self._known:
-            lane.call("queue_bind", queue, _DUE, arguments=_only(_QUEUE, queue))
+            self._build_ends(lane)
+            lane.call("queue_bind", queue, _DUE, arguments=_only({_QUEUE: queue}))
             self._known.add(f"queue {queue}")
 
-    def _build(self, lane: Lane) -> None:
-        if "cascade" in self._known:
+    def build(self, lane: Lane) -> None:
+        """Make sure that the levels are there; they are not before somebody delays something."""
+        if "levels" in self._known:
             return
-        lane.call("exchange_declare", _DUE, "headers", durable=True)
+        self._build_ends(lane)
         below = _DUE
         for k in range(_LEVELS):
             level = f"synmanager.delay.level-{k}"
@@ -112,15 +105,37 @@ class Cascade:
                 "x-overflow": "reject-publish",  # without it, the strategy is ignored
             }
             lane.call("queue_declare", level, durable=True, arguments=arguments)
-            lane.call("queue_bind", level, level, arguments=_only(_digit(k), True))
-            lane.call("exchange_bind", below, level, arguments=_only(_digit(k), False))
+            lane.call("queue_bind", level, level, arguments=_only({_digit(k): True}))
+            lane.call("exchange_bind", below, level, arguments=_only({_digit(k): False}))
             below = level
-        self._known.add("cascade")
+        self._known.add("levels")
+
+    def _build_ends(self, lane: Lane) -> None:
+        if "ends" in self._known:
+            return
+        for name in (ENTRY, TOP):
+            lane.call("exchange_declare", name, "headers", durable=True)
+        lane.call("exchange_declare", _STRANDED, "fanout", durable=True)
+        lane.call("queue_declare", _STRANDED, durable=True)
+        lane.call("queue_bind", _STRANDED, _STRANDED)
+        otherwise = {"alternate-exchange": _STRANDED}
+        lane.call("exchange_declare", _DUE, "headers", durable=True, arguments=otherwise)
+        self._known.add("ends")
+
+    def _try_again(self, lane: Lane) -> None:
+        """Send on what is stranded: the queue that it was for may be back."""
+        count = lane.call("queue_declare", _STRANDED, passive=True).message_count
+        for _ in range(count):
+            arrival = lane.get(_STRANDED)
+            if arrival is None:
+                break
+            lane.publish(_DUE, "", [onward(arrival.properties, arrival.body)])
+            lane.ack(arrival.tag)
 
 
 def _digit(k: int) -> str:
     return f"synmanager-delay-{k}"
 
 
-def _only(header: str, value: Any) -> dict[str, Any]:
-    return {"x-match": "all", header: value}
+def _only(headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {"x-match": "all", **headers}

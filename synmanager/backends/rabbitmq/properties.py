@@ -38,6 +38,7 @@ __all__ = [
     "delayed",
     "fresh",
     "is_counted",
+    "onward",
     "read",
 ]
 
@@ -120,6 +121,17 @@ def again(
     properties.priority = _PRIORITIES[message.rank] + head
     properties.headers = {**_own(properties), _ATTEMPTS: attempts, **(headers or {})}
     return _encode(properties, message.body)
+
+
+def onward(original: BasicProperties, body: bytes) -> Content:
+    """A message as it came, but for what the broker wrote on it."""
+    properties = copy.copy(original)
+    properties.headers = {
+        name: value
+        for name, value in (original.headers or {}).items()
+        if name.startswith("x-synmanager-") or not name.startswith("x-")
+    }
+    return _encode(properties, body)
 
 
 def dead(

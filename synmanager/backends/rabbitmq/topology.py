@@ -94,7 +94,7 @@ class Topology:
         )
         self.declare_dead_queue(spec.name)
         try:
-            self._try(lambda lane: self.delays.announce(lane, spec.exchange, spec.routing_key))
+            self._try(lambda lane: self.delays.announce(lane, spec))
         except ChannelClosedByBroker as error:
             if error.reply_code != ACCESS_REFUSED:
                 raise
