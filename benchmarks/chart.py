@@ -31,7 +31,8 @@ def draw(rows: Mapping[str, Sequence[Result]], path: Path) -> None:
     bars = [result for result in results if isinstance(result, Comparison) and _is_rate(result)]
     height = 0.24 * len(bars) + 1
     figure = pyplot.figure(figsize=(10, height + 5.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(height, 5.6))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(height, 5.6))
+    top, bottom = parts
     _draw_ratios(top.subplots(), bars)
     panels = bottom.subplots(2, 2).flatten()
     _draw_latencies(panels[0], [one for one in results if isinstance(one, Samples)])

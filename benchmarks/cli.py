@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -114,6 +114,15 @@ def _show(results_path: Path, chart: Path | None) -> None:
     print(f"written: {', '.join(map(str, written))}")
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be {least:,} or more")
+        return int(text)
+
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -129,11 +138,15 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="few jobs; writes no file unless told where"
     )
     parser.add_argument(
-        "--repeat", type=int, default=5, metavar="N", help="rounds of each row (default: 5)"
+        "--repeat",
+        type=_at_least(1),
+        default=5,
+        metavar="N",
+        help="rounds of each row (default: 5)",
     )
     parser.add_argument(
         "--most",
-        type=int,
+        type=_at_least(10_000),
         default=1_000_000,
         metavar="N",
         help="jobs in the longest queue of the depth rows, 10,000 or more (default: 1,000,000)",

@@ -122,8 +122,12 @@ def _loop(bench: Bench) -> Iterator[Result]:
 
 
 ROWS = (
-    Row("rabbitmq-latency", "how soon an idle Worker starts a job", partial(_broker, "amqp")),
-    Row("redis-latency", "how soon an idle Worker starts a job", partial(_broker, "redis")),
-    Row("memory-latency", "how soon an idle Worker starts a job", _memory),
+    Row(
+        "rabbitmq-latency",
+        "how soon an idle Worker starts a job, RabbitMQ",
+        partial(_broker, "amqp"),
+    ),
+    Row("redis-latency", "how soon an idle Worker starts a job, Redis", partial(_broker, "redis")),
+    Row("memory-latency", "how soon an idle Worker starts a job, memory", _memory),
     Row("rabbitmq-latency-0.1.0", "how soon 0.1.0's loop starts a job", _loop),
 )
