@@ -16,16 +16,17 @@ ENTRY_POINT_GROUP = "synmanager.backends"
 #: The bare names that stand for a URL, in ``SYNMANAGER_BACKEND`` and ``--backend``.
 NAMES = {"rabbitmq": "amqp", "redis": "redis", "memory": "memory"}
 
-# scheme: (class, the package it needs, the requirement that brings it)
+# No package index has synmanager: only whoever installed it knows from where.
+_REDIS_EXTRA = (
+    "install synmanager with its extra 'redis', in its checkout with pip install -e '.[redis]'"
+)
+
+# scheme: (class, the package it needs, what to do where that is missing)
 _BUILT_IN = {
-    "amqp": ("synmanager.backends.rabbitmq:RabbitMQBackend", "pika", "pika"),
-    "amqps": ("synmanager.backends.rabbitmq:RabbitMQBackend", "pika", "pika"),
-    "redis": ("synmanager.backends.redis:RedisBackend", "redis", "synmanager[redis]"),
-    "rediss": (
-        "synmanager.backends.redis:RedisBackend",
-        "redis",
-        "synmanager[redis]",
-    ),
+    "amqp": ("synmanager.backends.rabbitmq:RabbitMQBackend", "pika", "pip install pika"),
+    "amqps": ("synmanager.backends.rabbitmq:RabbitMQBackend", "pika", "pip install pika"),
+    "redis": ("synmanager.backends.redis:RedisBackend", "redis", _REDIS_EXTRA),
+    "rediss": ("synmanager.backends.redis:RedisBackend", "redis", _REDIS_EXTRA),
     "memory": ("synmanager.backends.memory:MemoryBackend", "synmanager", ""),
 }
 
@@ -37,11 +38,9 @@ def create_backend(address: Address) -> QueueBackend:
         ConfigurationError: the scheme is unknown, or the driver is not installed.
     """
     if address.scheme in _BUILT_IN:
-        path, driver, requirement = _BUILT_IN[address.scheme]
+        path, driver, remedy = _BUILT_IN[address.scheme]
         if find_spec(driver) is None:
-            raise ConfigurationError(
-                f"{address.scheme}:// needs the package {driver!r}: pip install '{requirement}'"
-            )
+            raise ConfigurationError(f"{address.scheme}:// needs the package {driver!r}: {remedy}")
     else:
         path = _third_party().get(address.scheme, "")
         if not path:
