@@ -15,6 +15,16 @@ _EXCHANGE = "benchmark"
 _QUEUE = "benchmark.raw"
 _PERSISTENT = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
 
+#: As much as synmanager's messages carry: id, rank, time, and headers.
+_RANKED = pika.BasicProperties(
+    content_type="application/json",
+    delivery_mode=pika.DeliveryMode.Persistent,
+    priority=4,
+    message_id="0123456789abcdef0123456789abcdef",
+    timestamp=1_700_000_000,
+    headers={"x-benchmark-schema": 1, "x-benchmark-submitted": 1_700_000_000_123_456},
+)
+
 #: How many publishes the pipelining side has unconfirmed at most.
 PIPELINE = 1000
 
@@ -25,12 +35,14 @@ class PikaBlocking:
     The methods that measure return messages per second. A context manager.
 
     Args:
-        ranked: give the queue as many priorities as synmanager's have.
+        ranked: give the queue as many priorities, and the messages as many properties, as
+            synmanager's have.
     """
 
     def __init__(self, url: str, body: bytes, *, ranked: bool = False) -> None:
         self._body = body
         self._queue = f"{_QUEUE}.ranked" if ranked else _QUEUE
+        self._properties = _RANKED if ranked else _PERSISTENT
         self._connection = pika.BlockingConnection(pika.URLParameters(url))
         self._channel = self._connection.channel()
         self._channel.exchange_declare(_EXCHANGE, "topic", durable=True)
@@ -58,7 +70,7 @@ class PikaBlocking:
         began = perf_counter()
         for _ in range(count):
             self._channel.basic_publish(
-                _EXCHANGE, self._queue, self._body, properties=_PERSISTENT, mandatory=True
+                _EXCHANGE, self._queue, self._body, properties=self._properties, mandatory=True
             )
         rate = count / (perf_counter() - began)
         self._channel.queue_purge(self._queue)
@@ -88,6 +100,7 @@ class PikaSelect:
     def __init__(self, url: str, body: bytes, *, ranked: bool = False) -> None:
         self._body = body
         self._queue = f"{_QUEUE}.ranked" if ranked else _QUEUE
+        self._properties = _RANKED if ranked else _PERSISTENT
         self._channel: Any = None
         self._to_send = self._sent = self._confirmed = 0
         self._early: set[int] = set()  # confirmed before one that was sent earlier
@@ -134,7 +147,7 @@ class PikaSelect:
         while self._sent < window:
             self._sent += 1
             self._channel.basic_publish(
-                _EXCHANGE, self._queue, self._body, properties=_PERSISTENT, mandatory=True
+                _EXCHANGE, self._queue, self._body, properties=self._properties, mandatory=True
             )
 
     def _on_open(self, connection: Any) -> None:

@@ -12,7 +12,11 @@ from benchmarks.raw.rabbitmq import PIPELINE, PikaBlocking, PikaSelect
 
 _UNIT = "jobs/s"
 _MESSAGES = "body encoded beforehand, delivery mode 2, mandatory, durable classic queue"
-_RANKED = "x-max-priority 9, as synmanager's queues: what ranks cost the broker"
+_ALIKE = "the same with priorities and properties"
+_RANKED = (
+    "x-max-priority 9, and messages with id, priority, timestamp and two headers, as synmanager's: "
+    "what these cost the broker"
+)
 _EACH = f"pika.BlockingConnection in the same thread, confirm_delivery(); {_MESSAGES}"
 
 
@@ -43,7 +47,7 @@ def _process(bench: Bench) -> Iterator[Result]:
     )
     yield Comparison(
         "process() one by one, RabbitMQ",
-        "the same on a queue with priorities",
+        _ALIKE,
         _UNIT,
         rates["ours"],
         rates["ranked"],
@@ -56,16 +60,24 @@ def _submit_many(bench: Bench) -> Iterator[Result]:
     count = bench.count(10_000)
     some = count // 5  # one by one they are a rate, however many
     url = bench.brokers.amqp
-    with Ours(url) as ours, PikaBlocking(url, BODY) as raw, PikaSelect(url, BODY) as pipelined:
+    with (
+        Ours(url) as ours,
+        PikaBlocking(url, BODY) as raw,
+        PikaSelect(url, BODY) as pipelined,
+        PikaBlocking(url, BODY, ranked=True),
+        PikaSelect(url, BODY, ranked=True) as ranked,
+    ):
         rates = rounds(
             {
                 "ours": lambda: ours.submit_many(count),
                 "pipelined": lambda: pipelined.publish_pipelined(count),
+                "ranked": lambda: ranked.publish_pipelined(count),
                 "each": lambda: raw.publish_each(some),
             },
             bench.repeats,
         )
     work = f"submit_many of {count:,}, RabbitMQ"
+    pipelining = f"pika.SelectConnection, up to {PIPELINE:,} unconfirmed; {_MESSAGES}"
     yield Comparison(
         work,
         "pika SelectConnection, pipelined confirms",
@@ -73,7 +85,10 @@ def _submit_many(bench: Bench) -> Iterator[Result]:
         rates["ours"],
         rates["pipelined"],
         Goal(">=", 0.8),
-        [f"pika.SelectConnection, up to {PIPELINE:,} unconfirmed; {_MESSAGES}"],
+        [pipelining],
+    )
+    yield Comparison(
+        work, _ALIKE, _UNIT, rates["ours"], rates["ranked"], None, [pipelining, _RANKED]
     )
     yield Comparison(
         work,
@@ -120,7 +135,7 @@ def _listen(bench: Bench) -> Iterator[Result]:
     )
     yield Comparison(
         work,
-        "the same on a queue with priorities",
+        _ALIKE,
         _UNIT,
         rates["ours"],
         rates["ranked"],
