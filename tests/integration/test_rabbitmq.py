@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import socket
+import struct
+import threading
+import time
+import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +21,7 @@ import pytest
 
 from synmanager.backends import ExchangeSpec, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
+from synmanager.backends.rabbitmq.frames import Content
 from synmanager.errors import BrokerUnavailable, LeaseLost, PublishRefused
 from synmanager.message import Message, Rank, encode
 from synmanager.settings import parse_url
@@ -108,9 +117,8 @@ def test_a_channel_that_the_broker_closes_takes_its_delivery_and_nothing_else(
         assert done is not None
     kept = client.receive([spec.name], 10)
     assert kept is not None
-    link, arrival = done.receipt
-    with link:
-        arrival.lane._channel.basic_ack(4711)  # an unknown delivery: 406, the channel is closed
+    with done.receipt.link:
+        done.receipt.arrival.lane._channel.basic_ack(4711)  # unknown: 406
     with pytest.raises(LeaseLost):
         client.receive([spec.name], 1, done)
     client.ack(kept)
@@ -143,10 +151,7 @@ def test_a_full_queue_refuses(client: RabbitMQBackend, plain: Any, spec: QueueSp
 
 
 def test_a_port_where_another_protocol_is_spoken(amqp_url: str) -> None:
-    import http.server
-    import threading
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = replace(parse_url(amqp_url), host="127.0.0.1", port=server.server_port, timeout=5.0)
     try:
@@ -155,6 +160,104 @@ def test_a_port_where_another_protocol_is_spoken(amqp_url: str) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def nested(depth: int) -> bytes:
+    """An AMQP table in a table in a table."""
+    table = b""
+    for _ in range(depth):
+        table = b"\x01aF" + struct.pack(">I", len(table)) + table
+    return table
+
+
+@pytest.mark.parametrize(
+    "table", [nested(1500), b"\x04whenT" + struct.pack(">Q", 1 << 62)], ids=["deep", "far future"]
+)
+def test_headers_that_pika_cannot_read_make_a_dead_letter(
+    client: RabbitMQBackend, plain: Any, spec: QueueSpec, table: bytes
+) -> None:
+    client.declare(spec)
+    with client._link as link, link.lane() as lane:  # type: ignore[union-attr]
+        flags = struct.pack(">H", pika.BasicProperties.FLAG_HEADERS)
+        headers = Content(flags + struct.pack(">I", len(table)) + table, b'{"number": 1}')
+        lane.publish("", spec.name, [headers])
+    publish(client, spec, Rank.LOW)
+    bodies = []
+    for _ in range(2):
+        delivery = client.receive([spec.name], 10)
+        assert delivery is not None
+        if delivery.defect is None:
+            client.ack(delivery)
+        else:
+            client.bury(delivery, delivery.defect)
+        bodies.append(delivery.message.body)
+    assert sorted(bodies) == [b'{"number": 0}', b'{"number": 1}']
+    (letter,) = client.dead_letters(spec.name, 10)
+    assert letter.message.body == b'{"number": 1}'
+    assert "cannot be read" in letter.reason
+
+
+def test_two_threads_that_settle_one_delivery_settle_it_once(
+    client: RabbitMQBackend, spec: QueueSpec
+) -> None:
+    """As when the grace period ends just when the callback does."""
+    client.declare(spec)
+    for _ in range(30):
+        publish(client, spec, Rank.NORMAL)
+        delivery = client.receive([spec.name], 10)
+        assert delivery is not None
+        threads = [
+            threading.Thread(target=client.nack, args=(delivery,)),
+            threading.Thread(target=client.ack, args=(delivery,)),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert delivery.settled
+        client.renew(delivery)
+        client.count(spec.name)  # no channel was closed under us
+        client.purge(spec.name)
+    assert client._link is not None
+    assert len(set(client._link._idle)) == len(client._link._idle)
+
+
+def test_a_connection_that_is_cut_during_the_login_is_no_refusal(amqp_url: str) -> None:
+    address = parse_url(amqp_url)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def cut_after_start_ok() -> None:
+        client, _ = listener.accept()
+        server = socket.create_connection((address.host or "", address.port or 5672))
+        server.sendall(client.recv(8))
+        client.sendall(server.recv(65536))
+        client.recv(65536)  # Start-Ok: the credentials
+        client.close()
+        server.close()
+
+    thread = threading.Thread(target=cut_after_start_ok)
+    thread.start()
+    try:
+        port = listener.getsockname()[1]
+        with pytest.raises(BrokerUnavailable):
+            RabbitMQBackend(replace(address, host="127.0.0.1", port=port)).open()
+    finally:
+        thread.join(10)
+        listener.close()
+
+
+def test_a_client_that_is_dropped_without_a_word_is_freed(amqp_url: str) -> None:
+    dropped = RabbitMQBackend(replace(parse_url(amqp_url), heartbeat=1.0))
+    dropped.open()
+    wire = weakref.ref(dropped._link.wire)  # type: ignore[union-attr]
+    del dropped
+    deadline = time.monotonic() + 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # that is what happens to its sockets
+        while wire() is not None and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.05)
+    assert wire() is None
 
 
 def test_a_delay_that_ends_without_its_queue_is_in_nobody_s_way(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
 
 from pika.exceptions import ChannelClosedByBroker
 
@@ -24,6 +27,7 @@ from synmanager.backends.base import (
 from synmanager.backends.rabbitmq import properties
 from synmanager.backends.rabbitmq.delays import ENTRY, TOP, way
 from synmanager.backends.rabbitmq.faults import (
+    ACCESS_REFUSED,
     NOT_FOUND,
     PRECONDITION_FAILED,
     translate,
@@ -47,6 +51,8 @@ from synmanager.message import Message
 
 __all__ = ["RabbitMQBackend"]
 
+logger = logging.getLogger(__name__)
+
 #: Dead letters that are put back at a time.
 _REDRIVEN_AT_ONCE = 100
 
@@ -54,11 +60,17 @@ _REDRIVEN_AT_ONCE = 100
 _REMEMBERED = 1000
 
 
-class _Receipt(NamedTuple):
-    """A delivery's handle. The channel in it is its epoch."""
+@dataclass
+class _Receipt:
+    """A delivery's handle. The channel in it is its epoch.
+
+    Attributes:
+        is_taken: a thread is settling it, or has; the first one does.
+    """
 
     link: Link
     arrival: Arrival
+    is_taken: bool = False
 
 
 class RabbitMQBackend(QueueBackend):
@@ -80,7 +92,7 @@ class RabbitMQBackend(QueueBackend):
         self._parameters = connection_parameters(address)
         self._where = f"{self._parameters.host}:{self._parameters.port}"
         self._warned: set[str] = set()
-        self._lost: OrderedDict[tuple[str, bytes], str] = OrderedDict()
+        self._lost: OrderedDict[bytes, str] = OrderedDict()
         self._opening = threading.Lock()
         self._link: Link | None = None
         self._native: Any = None
@@ -163,15 +175,14 @@ class RabbitMQBackend(QueueBackend):
                 return
             attempts = delivery.attempt if count else delivery.attempt - 1
             original, message = receipt.arrival.properties, delivery.message
-            with receipt.link.lane() as lane:
-                if delay > 0:
-                    headers = way(delay, queue=delivery.queue)
-                    self._topology.delays.build(lane)
-                    self._topology.delays.lead_to_queue(lane, delivery.queue)
-                    copy = properties.again(original, message, attempts, headers)
+            if delay > 0 and self._can_delay(receipt.link, delivery.queue):
+                headers = way(delay, queue=delivery.queue)
+                copy = properties.again(original, message, attempts, headers)
+                with receipt.link.lane() as lane:
                     _publish(lane, TOP, "", [copy], [message])
-                else:
-                    copy = properties.again(original, message, attempts, head=True)
+            else:
+                copy = properties.again(original, message, attempts, head=delay <= 0)
+                with receipt.link.lane() as lane:
                     _publish(lane, "", delivery.queue, [copy], [message])
             _remove(delivery, receipt)
 
@@ -192,8 +203,9 @@ class RabbitMQBackend(QueueBackend):
             _remove(delivery, receipt)
 
     def renew(self, delivery: Delivery) -> None:
-        with self._held(delivery):
-            pass
+        if not delivery.settled:
+            with self._connected() as link:
+                self._receipt(link, delivery)
 
     def count(self, queue: str) -> Counts:
         with self._connected() as link:
@@ -284,12 +296,20 @@ class RabbitMQBackend(QueueBackend):
 
     @contextmanager
     def _held(self, delivery: Delivery) -> Iterator[_Receipt | None]:
-        """A delivery's receipt, with the link's lock; None if it is settled already."""
+        """Settle a delivery: its receipt, with the link's lock; None if it is settled already."""
         if delivery.settled:
             yield None
-        else:
-            with self._connected() as link:
-                yield self._receipt(link, delivery)
+            return
+        with self._connected() as link:
+            receipt = self._receipt(link, delivery)
+            if receipt.is_taken:  # the lock was free while another thread was waiting for answers
+                yield None
+                return
+            receipt.is_taken = True
+            try:
+                yield receipt
+            finally:
+                receipt.is_taken = delivery.settled
 
     def _receipt(self, link: Link, delivery: Delivery, *, look: bool = True) -> _Receipt:
         """The receipt of a delivery that is still ours.
@@ -309,6 +329,25 @@ class RabbitMQBackend(QueueBackend):
                 self._remember(arrival, delivery.message.id)
             raise _lost(delivery)
         return receipt
+
+    def _can_delay(self, link: Link, queue: str) -> bool:
+        """Whether this user may delay what goes back to a queue; warns once if not."""
+        try:
+            with link.lane() as lane:
+                self._topology.delays.build(lane)
+                self._topology.delays.lead_to_queue(lane, queue)
+        except ChannelClosedByBroker as error:
+            if error.reply_code != ACCESS_REFUSED:
+                raise
+            if "delays" not in self._warned:
+                self._warned.add("delays")
+                logger.warning(
+                    "jobs are retried without a delay: this user may not declare what delays them "
+                    "on RabbitMQ, exchanges and queues that begin with synmanager.delay (%s)",
+                    error.reply_text,
+                )
+            return False
+        return True
 
     def _publish_delayed(
         self,
@@ -339,15 +378,20 @@ class RabbitMQBackend(QueueBackend):
         alone = wait > 0 and list(queues) == [done.queue]
         receipt = self._receipt(link, done, look=not alone)
         lane, tag = receipt.arrival.lane, receipt.arrival.tag
+        if receipt.is_taken:
+            return None
         if not alone:
             _remove(done, receipt)
             return None
+        receipt.is_taken = True
         try:
             lane.ack(tag)
             arrival = self._listen(link, lane, queues, wait)
+            done.settled = True
         except ChannelClosedByBroker as error:
             raise _lost(done) from error
-        done.settled = True
+        finally:
+            receipt.is_taken = done.settled
         return arrival
 
     def _listen(
@@ -382,7 +426,7 @@ class RabbitMQBackend(QueueBackend):
     def _make_delivery(self, link: Link, arrival: Arrival, settled: bool = False) -> Delivery:
         known = None
         if arrival.properties.message_id is None and self._lost:
-            known = self._lost.pop((arrival.queue, arrival.body), None)
+            known = self._lost.pop(_digest(arrival), None)
         message, attempts, defect = properties.read(arrival.properties, arrival.body, known)
         receipt = _Receipt(link, arrival)
         return Delivery(message, arrival.queue, attempts + 1, receipt, defect, settled)
@@ -402,9 +446,13 @@ class RabbitMQBackend(QueueBackend):
 
     def _remember(self, arrival: Arrival, message_id: str) -> None:
         """Keep the id that we gave to a message without one: it comes again without one."""
-        self._lost[arrival.queue, arrival.body] = message_id
+        self._lost[_digest(arrival)] = message_id
         if len(self._lost) > _REMEMBERED:
             self._lost.popitem(last=False)
+
+
+def _digest(arrival: Arrival) -> bytes:
+    return sha256(arrival.queue.encode() + b"\0" + arrival.body).digest()
 
 
 def _get(link: Link, queues: Sequence[str]) -> Arrival | None:

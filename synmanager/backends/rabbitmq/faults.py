@@ -29,11 +29,8 @@ NOT_FOUND = 404
 PRECONDITION_FAILED = 406
 _NOT_ALLOWED = 530
 
-_REFUSALS = (
-    pika_errors.ProbableAuthenticationError,
-    pika_errors.ProbableAccessDeniedError,
-    pika_errors.AuthenticationError,
-)
+#: What RabbitMQ also answers with "not allowed", although it will pass.
+_FOR_NOW = ("limit", "is down")
 
 #: TLS errors of a connection that ended in the middle, as any may.
 _CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
@@ -64,11 +61,7 @@ def translate(error: BaseException, where: str) -> SynmanagerError:
     if isinstance(error, pika_errors.ChannelClosedByBroker):
         kind = AccessRefused if error.reply_code == ACCESS_REFUSED else TopologyError
         return kind(f"RabbitMQ at {where}: {error.reply_text}")
-    refused = isinstance(error, _REFUSALS) or (
-        isinstance(error, pika_errors.ConnectionClosedByBroker)
-        and error.reply_code in (ACCESS_REFUSED, _NOT_ALLOWED)
-    )
-    if refused:
+    if isinstance(error, pika_errors.AuthenticationError) or _is_refusal(error):
         return AccessRefused(
             f"RabbitMQ at {where} does not let us in: {_in_words(error)}; "
             "check user, password, virtual host and permissions"
@@ -82,5 +75,12 @@ def translate(error: BaseException, where: str) -> SynmanagerError:
 def _in_words(error: BaseException) -> str:
     if isinstance(error, pika_errors.ConnectionClosed):
         return f"{error.reply_code} {error.reply_text}"
-    said = error.args[0] if error.args else ""  # pika's str() would quote it again
-    return said if said and isinstance(said, str) else str(error) or type(error).__name__
+    return str(error) or type(error).__name__
+
+
+def _is_refusal(error: BaseException) -> bool:
+    if not isinstance(error, pika_errors.ConnectionClosedByBroker):
+        return False
+    if error.reply_code == _NOT_ALLOWED:
+        return not any(words in error.reply_text for words in _FOR_NOW)
+    return bool(error.reply_code == ACCESS_REFUSED)

@@ -11,7 +11,7 @@ from pika.spec import Basic
 
 from synmanager.backends.rabbitmq.channel import GreedyChannel
 from synmanager.backends.rabbitmq.frames import Content, Publication
-from synmanager.errors import BrokerUnavailable, PublishRefused, Unroutable
+from synmanager.errors import PublishRefused, Unroutable
 
 if TYPE_CHECKING:
     from synmanager.backends.rabbitmq.link import Link
@@ -20,6 +20,7 @@ __all__ = ["Arrival", "Lane", "Unconfirmed"]
 
 #: Messages that are handed to the socket before its answers are looked at.
 _BURST = 200
+_BURST_BYTES = 1 << 20
 
 #: Messages that may be on their way unconfirmed.
 _WINDOW = 5_000
@@ -81,6 +82,13 @@ class Lane:
         opened: list[object] = []
         self._channel: GreedyChannel = link.wire.channel(on_open_callback=opened.append)
         self._channel.add_on_close_callback(self._note_end)
+        try:
+            self._prepare(opened)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, opened: list[object]) -> None:
         self._wait(lambda: opened)
         self._channel.add_callback(self._got.append, [Basic.GetEmpty], one_shot=False)
         for answer in (Basic.ConsumeOk, Basic.CancelOk):
@@ -101,10 +109,10 @@ class Lane:
 
     def close(self) -> None:
         """Give back what is held, and be done with."""
-        if self._channel.is_open:
-            if self._held:
-                # Without this, they go back some time after the closing is confirmed.
-                self._channel.basic_nack(0, multiple=True)
+        if self._channel.is_open and self._held:
+            # Without this, they go back some time after the closing is confirmed.
+            self._channel.basic_nack(0, multiple=True)
+        if not (self._channel.is_closing or self._channel.is_closed):
             self._channel.close()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -165,17 +173,41 @@ class Lane:
         Raises:
             Unconfirmed: it ended before; says which messages are in doubt.
             Unroutable, PublishRefused: the broker's word.
-            BrokerUnavailable: it has said that it takes no messages; none was sent.
         """
-        if self._link.wire.blocked is not None:
-            raise BrokerUnavailable(f"the broker takes no messages: {self._link.wire.blocked}")
+        earlier = self._find_unfinished(exchange, routing_key, contents)
+        if earlier is not None:
+            earlier._confirm(exchange, routing_key, contents, lambda: None)
+            self._link.give_back(earlier)
+            return
         self._refused, self._returned = 0, None
+        publication = Publication(exchange, routing_key, self._channel.channel_number)
+        self._confirm(exchange, routing_key, contents, lambda: self._emit(publication, contents))
+
+    def _find_unfinished(
+        self, exchange: str, routing_key: str, contents: Sequence[Content]
+    ) -> Lane | None:
+        unfinished = self._link.unfinished
+        lane = (
+            unfinished.pop((exchange, routing_key, tuple(contents)), None) if unfinished else None
+        )
+        return None if lane is None or lane.is_lost else lane
+
+    def _confirm(
+        self,
+        exchange: str,
+        routing_key: str,
+        contents: Sequence[Content],
+        emit: Callable[[], None],
+    ) -> None:
         try:
-            self._emit(Publication(exchange, routing_key, self._channel.channel_number), contents)
+            emit()
+            self._await_confirmations(0)
         except Exception as error:
             in_doubt = sorted(self._confirming.values())
             # What was not sent yet is in doubt as well.
             unsent = range(max(in_doubt, default=-1) + 1, len(contents))
+            if self._link.wire.blocked is not None and len(in_doubt) == len(contents):
+                self._link.unfinished[exchange, routing_key, tuple(contents)] = self
             raise Unconfirmed(error, [*in_doubt, *unsent]) from error
         if self._returned is not None:
             raise Unroutable(
@@ -188,14 +220,17 @@ class Lane:
     def _emit(self, publication: Publication, contents: Sequence[Content]) -> None:
         wire = self._link.wire
         frame_max = wire.params.frame_max
-        for start in range(0, len(contents), _BURST):
-            for index, content in enumerate(contents[start : start + _BURST], start):
-                self._published += 1
-                self._confirming[self._published] = index
-                wire.emit(publication.frames(content, frame_max))
-            self._link.glance()  # the broker works on them while the next are written
-            self._await_confirmations(_WINDOW)
-        self._await_confirmations(0)
+        size = count = 0
+        for index, content in enumerate(contents):
+            self._published += 1
+            self._confirming[self._published] = index
+            wire.emit(publication.frames(content, frame_max))
+            size, count = size + len(content.body), count + 1
+            if (size > _BURST_BYTES or count == _BURST) and index + 1 < len(contents):
+                self._link.glance()  # the broker works on them while the next are written
+                self._wait(lambda: not wire.has_unsent)
+                self._await_confirmations(_WINDOW)
+                size = count = 0
 
     def _await_confirmations(self, left: int) -> None:
         # As long as some come, the broker is only slow.

@@ -6,11 +6,13 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import pika.connection
 
+from synmanager.backends.rabbitmq.frames import Content
 from synmanager.backends.rabbitmq.lane import Lane
 from synmanager.backends.rabbitmq.wire import Wire
 from synmanager.errors import BrokerUnavailable
@@ -53,6 +55,9 @@ class Link:
         #: Whether what is on its way now needs no answer. A worker asks for its next job at once,
         #: and then both cost the broker and the network one packet instead of two.
         self.only_acknowledged = False
+        #: Batches that were sent, and not confirmed in time because the broker reads nothing for
+        #: lack of room: they will be, and who repeats one waits for that.
+        self.unfinished: dict[tuple[str, str, tuple[Content, ...]], Lane] = {}
         self.wire: Wire
 
     def open(self) -> None:
@@ -70,7 +75,12 @@ class Link:
         except BaseException:
             self.close()
             raise
-        threading.Thread(target=self._keep_alive, name="synmanager-rabbitmq", daemon=True).start()
+        threading.Thread(
+            target=_keep_alive,
+            args=(weakref.ref(self), self._closed, self._glance),
+            name="synmanager-rabbitmq",
+            daemon=True,
+        ).start()
 
     @property
     def is_open(self) -> bool:
@@ -131,7 +141,8 @@ class Link:
         try:
             yield lane
         except BaseException:
-            lane.close()  # an answer may still be to come
+            if lane not in self.unfinished.values():
+                lane.close()  # an answer may still be to come
             raise
         self.give_back(lane)
 
@@ -159,6 +170,9 @@ class Link:
             self._changed.notify_all()
 
     def _take_lane(self) -> Lane:
+        if self.wire.blocked is not None:
+            # Nothing that is sent now is read before there is room again.
+            raise BrokerUnavailable(f"the broker reads nothing, it is {self.wire.blocked}")
         while self._idle:
             lane = self._idle.pop()
             if lane.is_reusable:  # else the broker has closed it meanwhile
@@ -225,7 +239,13 @@ class Link:
         # It is alive, and will read on once it has room again; what is leased stays so.
         raise BrokerUnavailable(f"{silence}: the broker reads nothing, it is {self.wire.blocked}")
 
-    def _keep_alive(self) -> None:
-        while not self._closed.wait(self._glance):
-            with self._lock:
-                self.glance()
+
+def _keep_alive(link: weakref.ref[Link], closed: threading.Event, pause: float) -> None:
+    """Look in now and then, until the link is closed, or dropped without that."""
+    while not closed.wait(pause):
+        found = link()
+        if found is None:
+            return
+        with found:
+            found.glance()
+        del found

@@ -159,6 +159,8 @@ def read(properties: BasicProperties, body: bytes, message_id: str | None = None
     """
     numbers = {_SCHEMA: 0, _SUBMITTED_AT: None, _ATTEMPTS: 0, _DELIVERY_COUNT: 0}
     problems = []
+    if unreadable := getattr(properties, "unreadable", None):
+        problems.append(f"its properties cannot be read ({unreadable})")
     for name, value in (properties.headers or {}).items():
         if name in numbers:
             if isinstance(value, int) and not isinstance(value, bool) and value >= 0:

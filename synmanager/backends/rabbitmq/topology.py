@@ -65,7 +65,10 @@ class Topology:
 
     def declare_dead_queue(self, queue: str) -> None:
         name = dead_queue(queue)
-        self._make_or_take(lambda lane: lane.call("queue_declare", name, durable=True))
+        self._make_or_take(
+            lambda lane: lane.call("queue_declare", name, durable=True),
+            lambda lane: lane.call("queue_declare", name, passive=True),
+        )
 
     def _declare_exchange(self, spec: ExchangeSpec) -> None:
         refusal = self._make_or_take(

@@ -9,10 +9,10 @@ emit data, and leaves the protocol to it.
 from __future__ import annotations
 
 import math
-import os
 import select
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,8 +20,11 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
+import pika
 import pika.connection
 import pika.exceptions
+import pika.frame
+import pika.spec
 
 from synmanager.backends.rabbitmq.channel import GreedyChannel
 
@@ -69,9 +72,9 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         self._unsent: list[bytes | memoryview] = []
         self._timers: list[tuple[float, int, _Timer]] = []
         self._sequence = count()
-        self._waker, self._wake = os.pipe()
-        os.set_blocking(self._waker, False)
-        os.set_blocking(self._wake, False)
+        self._waker, self._wake = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wake.setblocking(False)
         sock.setblocking(False)
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
@@ -108,17 +111,18 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         """
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
             return True
+        waker = self._waker.fileno()
         ready = self._poller.poll(math.ceil(max(seconds, 0.0) * 1000))
         for fd, _ in ready:
-            if fd == self._waker:
+            if fd == waker:
                 with suppress(BlockingIOError):
-                    os.read(self._waker, 4096)
-        return any(fd != self._waker and event != select.POLLOUT for fd, event in ready)
+                    self._waker.recv(4096)
+        return any(fd != waker and event != select.POLLOUT for fd, event in ready)
 
     def wake(self) -> None:
         """End a :meth:`poll` of another thread."""
         with suppress(OSError):  # full, which wakes as well, or disposed of
-            os.write(self._wake, b"!")
+            self._wake.send(b"!")
 
     def process(self, *, arrived: bool) -> None:
         """Handle what has arrived, if anything, and what is due; send what there is to send."""
@@ -140,7 +144,9 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         """
         flags = socket.MSG_MORE if linger and not isinstance(self._sock, ssl.SSLSocket) else 0
         while self._unsent and self.ended is None:
-            data = memoryview(b"".join(self._unsent))
+            # One piece that is left of a large one is not copied again for each part of it.
+            whole = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
+            data = memoryview(whole)
             try:
                 sent = self._sock.send(data, flags)
             except _LATER:
@@ -169,8 +175,8 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         if not self._disposed:
             self._disposed = True
             self._sock.close()
-            os.close(self._waker)
-            os.close(self._wake)
+            self._waker.close()
+            self._wake.close()
 
     # What pika asks of an adapter.
 
@@ -216,8 +222,25 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
                 self._on_data_available(data)
             except pika.exceptions.AMQPError as error:  # nonsense, such as another protocol
                 self._end(error)
+            except Exception as error:
+                self._end(pika.exceptions.AMQPConnectionError(f"pika failed: {error!r}"))
             if len(data) < _CHUNK and not isinstance(self._sock, ssl.SSLSocket):
                 return  # one more call would say the same
+
+    def _read_frame(self) -> Any:
+        """Read a frame; also one whose properties pika cannot read, as anybody may send them."""
+        try:
+            return super()._read_frame()
+        except pika.exceptions.AMQPError:
+            raise
+        except Exception as error:
+            kind, channel, size = struct.unpack_from(">BHL", self._frame_buffer)
+            if kind != pika.spec.FRAME_HEADER:
+                raise
+            (body_size,) = struct.unpack_from(">xxxxQ", self._frame_buffer, 7)
+            properties = pika.BasicProperties()
+            properties.unreadable = f"{type(error).__name__}: {error}"
+            return 7 + size + 1, pika.frame.Header(channel, body_size, properties)
 
     def _look_for_silence(self) -> None:
         silent = time.monotonic() - self._heard
@@ -235,11 +258,13 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
             # to the next one, and the poller would watch that.
             with suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
+            # pika guesses what an end during the login means, and takes a cut for a refusal.
+            self.ended = error or self._error
             self._on_stream_terminated(error)
             self._timers.clear()
 
     def _note_end(self, _: object, error: BaseException) -> None:
-        self.ended = error
+        """pika raises the error of a connection that does not open, unless somebody takes it."""
 
     def _note_blocked(self, _: object, frame: Any) -> None:
         self.blocked = str(frame.method.reason) or "low on resources"
