@@ -45,6 +45,7 @@ class Session:
         self._reconnect = reconnect
         self._specs: dict[ExchangeSpec | QueueSpec, None] = {}
         self._opened = False
+        self._declared = False  # on the connection that there is
         self._reopening = threading.Lock()
         _sessions.add(self)
 
@@ -65,7 +66,7 @@ class Session:
         if patient:
             self.call(lambda backend: None, endless=True, called_off=called_off)
         else:
-            self.backend.open()
+            self._current()
         self.declare(*specs)
 
     def close(self) -> None:
@@ -149,14 +150,19 @@ class Session:
         raise AssertionError("the backoff never ends")
 
     def _current(self) -> QueueBackend:
-        if not self.backend.is_open:
+        if not (self.backend.is_open and self._declared):
             with self._reopening:
                 if not self.backend.is_open:
+                    self._declared = False
                     self.backend.open()
                     if not self._opened:  # closed meanwhile: that close came too early
                         self.backend.close()
                         raise NotConnected("disconnected while connecting")
-                    self.backend.declare(*self._specs)
+                if not self._declared:
+                    # If it fails, the next call declares: closing would give back what runs.
+                    if self._specs:
+                        self.backend.declare(*self._specs)
+                    self._declared = True
         return self.backend
 
     def _sleep(self, seconds: float, deadline: float, called_off: Callable[[], bool]) -> bool:

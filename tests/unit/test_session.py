@@ -116,6 +116,43 @@ class TestReconnecting:
         assert GONE in caplog.text
         assert "the broker is back" in caplog.text
 
+    @pytest.mark.parametrize("error", [TopologyError("in the way"), RuntimeError("a defect")])
+    def test_what_could_not_be_declared_again_is_declared_by_the_next_call(
+        self, error: Exception, session: Session, backend: FlakyBackend
+    ) -> None:
+        backend.break_connection()
+        backend.fail("declare", error)
+        with pytest.raises(type(error)):
+            count(session)
+        assert backend.is_open
+        assert count(session) == 0
+        assert count(session) == 0
+        assert backend.calls == ["open", "declare", "declare"]
+
+    def test_a_failing_declaration_gives_nothing_back(
+        self, session: Session, backend: FlakyBackend, grid: Grid
+    ) -> None:
+        session.publish(TRAIN.exchange.name, TRAIN.routing_key, messages(1))
+        delivery = session.call(lambda backend: backend.receive(["train"], 0))
+        assert delivery is not None
+        backend.break_connection()
+        backend.fail("declare", TopologyError("in the way"))
+        with pytest.raises(TopologyError):
+            count(session)
+        assert grid.count() == {"leased": 1}
+        session.call(lambda backend: backend.ack(delivery))
+        assert grid.count() == {}
+
+    def test_a_broker_emptied_between_two_connections_is_declared_everything(
+        self, session: Session, grid: Grid
+    ) -> None:
+        session.close()
+        grid.broker.queues.clear()
+        grid.broker.bindings.clear()
+        grid.broker.exchanges.clear()
+        session.open(TRAIN.spec)
+        assert count(session) == 0
+
     def test_a_broker_that_came_back_empty_is_declared_everything(
         self, session: Session, backend: FlakyBackend, grid: Grid
     ) -> None:
