@@ -83,3 +83,6 @@ class LeaseKeeper:
                 logger.warning("job %s lost its lease while running: %s", job.id, error)
         except SynmanagerError as error:
             logger.warning("could not renew the lease of job %s, will try again: %s", job.id, error)
+        except Exception:
+            # Whatever it is, a thread that ended would lose the lease of every job.
+            logger.exception("could not renew the lease of job %s, will try again", job.id)

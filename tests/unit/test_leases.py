@@ -100,7 +100,9 @@ def test_a_lease_that_is_lost_is_not_renewed_again(grid: Grid, clock: ManualCloc
     assert held == [0]
 
 
-@pytest.mark.parametrize("error", [BrokerUnavailable("gone"), TopologyError("moved")])
+@pytest.mark.parametrize(
+    "error", [BrokerUnavailable("gone"), TopologyError("moved"), RuntimeError("a defect")]
+)
 def test_a_renewal_that_fails_is_tried_again(
     error: Exception, grid: Grid, clock: ManualClock
 ) -> None:
@@ -120,6 +122,20 @@ def test_a_renewal_that_fails_is_tried_again(
     bench.run(lambda kwargs: lost.append(work(kwargs)))
     assert lost == [False]
     assert grid.count() == {}
+
+
+def test_a_defect_in_a_renewal_is_logged_with_its_traceback(
+    grid: Grid, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(grid, lease=LEASE)
+    grid.put({})
+    bench.backend.fail("renew", RuntimeError("a defect"))
+    with caplog.at_level(logging.ERROR, "synmanager"):
+        bench.run(lambda kwargs: await_renewal(bench))
+    (record,) = caplog.records
+    assert "could not renew the lease" in record.getMessage()
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "a defect"
 
 
 def test_every_running_job_is_kept_by_one_thread(grid: Grid, clock: ManualClock) -> None:
