@@ -187,8 +187,9 @@ def test_in_a_fork_nothing_of_the_parent_s_is_renewed(
 
     def in_the_parent(kwargs: Any) -> None:
         kept.append(len(keeper._held))
-        monkeypatch.setattr(os, "getpid", lambda: 4711)
-        bench.run(in_the_child)
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: 4711)
+            bench.run(in_the_child)
 
     bench.run(in_the_parent, max_jobs=1)
     assert kept == [1, 1]

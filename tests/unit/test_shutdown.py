@@ -83,8 +83,9 @@ finally:
 @contextmanager
 def program(body: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
     """Run :data:`PROGRAM` with this body; kill it if the test does not see it end."""
+    program = PROGRAM.replace("{body}", textwrap.indent(body, "    ").strip())
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.replace("{body}", textwrap.indent(body, "    ").strip())],
+        [sys.executable, "-W", "ignore", "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -237,6 +238,241 @@ say("ended", consumer.listen_message(be_quick))
         assert process.returncode == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+class TestLoopInACallback:
+    """The callback listens to ``other``, as one that waits for the outcome of a part does."""
+
+    def test_a_signal_ends_the_inner_and_the_outer_loop(self, number: signal.Signals) -> None:
+        body = """
+def part(run):
+    finish_when_told(run)
+
+def whole(run):
+    say("whole", run)
+    say("inner", other.listen_message(part))
+
+say("outer", consumer.listen_message(whole))
+"""
+        with program(body, SYNMANAGER_GRACE="3600") as process:
+            assert [read(process) for _ in range(2)] == ["whole 0", "running 1"]
+            process.send_signal(number)
+            answer(process)
+            assert end(process) == ["inner 1", "outer 1", "ready 1"]
+            assert process.returncode == 0
+
+    def test_a_second_one_leaves_both_at_once(self, number: signal.Signals) -> None:
+        body = """
+consumer.listen_message(lambda run: other.listen_message(never_end))
+"""
+        with program(body, SYNMANAGER_GRACE="3600") as process:
+            assert read(process) == "running 1"
+            process.send_signal(number)
+            assert read(process) == "asked"
+            process.send_signal(number)
+            assert end(process) == ["ready 3"]
+            assert process.returncode == EXIT[number]
+
+    def test_after_the_grace_period_both_jobs_are_given_back(self, number: signal.Signals) -> None:
+        # One push leads through both callbacks: a second would cut short what cleans up.
+        body = """
+def clean_up_slowly(run):
+    try:
+        never_end(run)
+    finally:
+        time.sleep(0.3)
+        say("clean")
+
+consumer.listen_message(lambda run: other.listen_message(clean_up_slowly))
+"""
+        with program(body, SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "running 1"
+            process.send_signal(number)
+            assert end(process) == ["asked", "clean", "ready 3"]
+            assert process.returncode == EXIT[number]
+
+    def test_one_that_begins_after_the_signal_takes_no_job(self, number: signal.Signals) -> None:
+        body = """
+def whole(run):
+    finish_when_told(run)
+    say("inner", other.listen_message(be_quick))
+
+say("outer", consumer.listen_message(whole))
+"""
+        with program(body, SYNMANAGER_GRACE="3600") as process:
+            assert read(process) == "running 0"
+            process.send_signal(number)
+            answer(process)
+            assert end(process) == ["inner 0", "outer 1", "ready 2"]
+
+    def test_one_that_was_stopped_does_not_take_the_signal_for_a_second(
+        self, number: signal.Signals
+    ) -> None:
+        body = """
+def part(run):
+    other.stop()
+    finish_when_told(run)
+
+say("outer", consumer.listen_message(lambda run: other.listen_message(part)))
+"""
+        with program(body, SYNMANAGER_GRACE="3600") as process:
+            assert read(process) == "running 1"
+            process.send_signal(number)
+            answer(process)
+            assert end(process) == ["outer 1", "ready 1"]
+            assert process.returncode == 0
+
+
+# Works for longer than the grace period after the fork, and tells what became of its own job.
+FORKS = """
+import multiprocessing, os
+fork = multiprocessing.get_context("fork")
+
+def work(run):
+    {body}
+    say("asked" if asked() else "not asked")
+    time.sleep(0.3)
+    say("lost" if current_job().lease_lost else "kept")
+
+say("ended", consumer.listen_message(work, max_jobs=1))
+"""
+
+
+def forks(body: str) -> str:
+    return FORKS.replace("{body}", textwrap.indent(body, "    ").strip())
+
+
+class TestFork:
+    """A child that a callback forks, and the job of the callback."""
+
+    END = ("not asked", "kept", "ended 1", "ready 2")
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_means_to_a_child_what_it_meant_before(self, number: signal.Signals) -> None:
+        body = f"""
+child = os.fork()
+if child == 0:
+    try:
+        say("child")
+        time.sleep(60)
+    except KeyboardInterrupt:
+        os._exit(77)
+    finally:
+        os._exit(78)
+sys.stdin.readline()
+os.kill(child, {int(number)})
+say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+        with program(forks(body), SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "child"
+            answer(process)
+            expected = 77 if number == signal.SIGINT else -number
+            assert end(process) == [str(expected), *self.END]
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            """
+child = fork.Process(target=time.sleep, args=(60,))
+child.start()
+child.terminate()
+child.join()
+say("done", child.exitcode)
+""",
+            """
+pool = fork.Pool(2)
+pool.apply_async(time.sleep, (60,))
+pool.terminate()
+pool.join()
+say("done", -15)
+""",
+        ],
+        ids=["Process", "Pool"],
+    )
+    def test_multiprocessing_can_terminate(self, body: str) -> None:
+        with program(forks(body), SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "done -15"
+            assert end(process) == list(self.END)
+
+    def test_a_child_of_a_loop_in_a_callback_hears_signals_too(self) -> None:
+        body = """
+def part(run):
+    child = fork.Process(target=time.sleep, args=(60,))
+    child.start()
+    child.terminate()
+    child.join()
+    say("done", child.exitcode)
+other.listen_message(part, max_jobs=1)
+"""
+        with program(forks(body), SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "done -15"
+            assert end(process) == ["not asked", "kept", "ended 1", "ready 1"]
+
+    def test_a_signal_that_comes_with_the_fork_is_not_lost(self) -> None:
+        body = """
+def killed():
+    child = os.fork()
+    if child == 0:
+        time.sleep(5)
+        os._exit(78)
+    os.kill(child, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+say("done", {killed() for _ in range(100)})
+"""
+        with program(forks(body), SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "done {-15}"
+            assert end(process) == list(self.END)
+
+    def test_the_parent_hears_signals_again(self) -> None:
+        body = """
+os.waitpid(os.fork() or os._exit(0), 0)
+say("blocked", *signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+        with program(forks(body), SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "blocked"
+            assert end(process) == list(self.END)
+
+    def test_a_handler_that_the_callback_set_stays(self) -> None:
+        body = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = os.fork()
+if child == 0:
+    os._exit(signal.getsignal(signal.SIGTERM) is signal.SIG_IGN)
+say("ignored", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+        with program(forks(body), SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "ignored 1"
+            assert end(process) == list(self.END)
+
+    def test_a_handler_that_calls_the_one_before_it_reaches_the_one_before_the_loop(self) -> None:
+        body = """
+before = signal.getsignal(signal.SIGTERM)
+signal.signal(signal.SIGTERM, lambda *arguments: before(*arguments))
+child = os.fork()
+if child == 0:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(78)
+say("done", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+        with program(forks(body), SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "done -15"
+            assert end(process) == list(self.END)
+
+    def test_a_child_that_leaves_the_loop_keeps_its_handlers(self) -> None:
+        body = """
+import os
+from synmanager.shutdown import Shutdown
+with Shutdown(60, lambda: False, lambda: None):
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if child == 0:
+    os._exit(signal.getsignal(signal.SIGTERM) is signal.SIG_IGN)
+say("kept", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+        with program(body) as process:
+            assert end(process) == ["kept 1", "ready 3"]
+
+
 class TestStop:
     def test_beyond_the_grace_period_the_job_is_given_back_and_its_outcome_dropped(
         self, grid: Grid, monkeypatch: pytest.MonkeyPatch
@@ -288,6 +524,17 @@ class TestStop:
             return any(thread.name == "synmanager-shutdown" for thread in threading.enumerate())
 
         until(lambda: not watching(), "the threads have ended")
+
+    def test_it_may_come_while_the_loop_ends(self) -> None:
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(2000):
+                with Shutdown(60, lambda: False, lambda: None) as shutdown:
+                    join = in_thread(shutdown.request)
+                join()
+        finally:
+            sys.setswitchinterval(before)
 
     def test_overdue_is_after_the_grace_period(self) -> None:
         with Shutdown(0.05, lambda: False, lambda: None) as shutdown:
