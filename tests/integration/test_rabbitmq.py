@@ -128,6 +128,26 @@ def test_a_channel_that_the_broker_closes_takes_its_delivery_and_nothing_else(
     client.ack(again)
 
 
+def test_a_consumer_that_the_broker_cancels_loses_what_it_holds(
+    client: RabbitMQBackend, plain: Any, spec: QueueSpec
+) -> None:
+    """As 4.3 does when a job outlasts its patience; here because the queue is deleted."""
+    client.declare(spec)
+    publish(client, spec, Rank.NORMAL, Rank.NORMAL)
+    first = client.receive([spec.name], 10)
+    assert first is not None
+    held = client.receive([spec.name], 10, first)  # from a consumer, which stays
+    assert held is not None
+    plain.queue_delete(spec.name)
+    deadline = time.monotonic() + 10
+    with pytest.raises(LeaseLost):
+        while time.monotonic() < deadline:
+            client.renew(held)
+            time.sleep(0.01)
+    with pytest.raises(LeaseLost):
+        client.ack(held)
+
+
 def test_a_message_over_the_broker_s_limit_is_refused(
     client: RabbitMQBackend, spec: QueueSpec
 ) -> None:

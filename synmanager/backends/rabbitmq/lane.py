@@ -276,7 +276,10 @@ class Lane:
         self._unanswered -= 1
 
     def _note_cancel(self, frame: Any) -> None:
-        self._consumers.pop(frame.method.consumer_tag, None)  # its queue was deleted
+        # Its queue was deleted; or, from 4.3 on, its job outlasts the broker's patience.
+        self._consumers.pop(frame.method.consumer_tag, None)
+        if self._held:
+            self.close()  # the broker has taken that back
 
     def _note_return(self, _: object, method: Any, *message: object) -> None:
         self._returned = method.reply_text
