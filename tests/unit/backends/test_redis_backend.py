@@ -256,7 +256,7 @@ class TestFinishAndLook:
 
     def test_it_is_one_script(self, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
         client = broker.client()
-        done = self.finished(client)
+        done: Delivery | None = self.finished(client)
         calls: list[str] = []
         call = Connections.call
 
@@ -299,6 +299,7 @@ class TestFinishAndLook:
         other = replace(SPEC, name="other", routing_key="another")
         client.declare(other)
         leases = broker.foreigner.dump(f"{BASE}:leases")
+        assert leases is not None
         broker.foreigner.set(f"{BASE}:leases", "a string")
         with pytest.raises(TopologyError, match=r"queue 'train': .*WRONGTYPE"):
             client.receive([other.name], 0, done)
