@@ -290,10 +290,17 @@ def test_a_delay_that_ends_without_its_queue_is_in_nobody_s_way(
     """More of them than RabbitMQ dead-letters at a time; and they come when the queue is back."""
     other = QueueSpec(f"{spec.name}-other", spec.exchange, f"{spec.routing_key}-other")
     client.declare(spec, other)
+
+    def count_stranded() -> int:
+        return int(
+            plain.queue_declare("synmanager.delay.stranded", passive=True).method.message_count
+        )
+
+    stranded = count_stranded()
     try:
         gone = [Message(encode({"number": n})) for n in range(100)]
-        client.publish(spec.exchange.name, spec.routing_key, gone, delay=0.5)
         plain.queue_delete(spec.name)
+        client.publish(spec.exchange.name, spec.routing_key, gone, delay=0.5)
         (passing,) = [Message(b"{}")]
         client.publish(other.exchange.name, other.routing_key, [passing], delay=1.5)
         delivery = client.receive([other.name], 10)
@@ -306,12 +313,16 @@ def test_a_delay_that_ends_without_its_queue_is_in_nobody_s_way(
     finally:
         plain.queue_delete(other.name)
         plain.queue_delete(f"{other.name}.dead")
+    deadline = time.monotonic() + 30
+    while count_stranded() < stranded + len(gone) and time.monotonic() < deadline:
+        time.sleep(0.05)
     newcomer = RabbitMQBackend(parse_url(amqp_url))
     newcomer.open()
     newcomer.declare(spec)
     arrived = []
-    while (job := newcomer.receive([spec.name], 1)) is not None:
+    while (job := newcomer.receive([spec.name], 2)) is not None:
         arrived.append(job.message.id)
         newcomer.ack(job)
     newcomer.close()
+    assert count_stranded() == stranded
     assert arrived == [message.id for message in gone]

@@ -12,7 +12,7 @@ in the order in which they came, as RabbitMQ's expiry needs it, whatever their d
 
 The arrows are bindings of headers exchanges. The queues are quorum queues that dead-letter at least
 once: a broker that crashes in between loses nothing. What is due when its queue is gone is stranded
-in a queue of its own, where it stands in nobody's way, until somebody declares a queue again.
+in a queue of its own, where it stands in nobody's way, until its own is made anew.
 """
 
 from __future__ import annotations
@@ -79,7 +79,6 @@ class Cascade:
         lane.call("exchange_bind", TOP, ENTRY, arguments=_only(route))
         lane.call("queue_bind", spec.name, _DUE, arguments=_only(route))
         self.lead_to_queue(lane, spec.name)
-        self._try_again(lane)
 
     def lead_to_queue(self, lane: Lane, queue: str) -> None:
         """Make sure that what is put back into a queue, with a delay, gets there."""
@@ -122,10 +121,14 @@ class Cascade:
         lane.call("exchange_declare", _DUE, "headers", durable=True, arguments=otherwise)
         self._known.add("ends")
 
-    def _try_again(self, lane: Lane) -> None:
-        """Send on what is stranded: the queue that it was for may be back."""
-        count = lane.call("queue_declare", _STRANDED, passive=True).message_count
-        for _ in range(count):
+    def count_stranded(self, lane: Lane) -> int:
+        """How many messages were due when their queue was gone."""
+        self._build_ends(lane)
+        return int(lane.call("queue_declare", _STRANDED, passive=True).message_count)
+
+    def send_on(self, lane: Lane) -> None:
+        """Send on what is stranded, once: the queue that some of it was for is back."""
+        for _ in range(self.count_stranded(lane)):
             arrival = lane.get(_STRANDED)
             if arrival is None:
                 break

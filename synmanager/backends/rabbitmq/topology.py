@@ -87,6 +87,7 @@ class Topology:
                 lambda lane: lane.call("queue_declare", spec.name, passive=True),
             )
 
+        is_back = self._is_back(spec.name)
         # A broker tells nobody the arguments of a queue, but whether they are these.
         if declare(self._arguments):
             refusal = declare(_RANKING)
@@ -98,10 +99,22 @@ class Topology:
         self.declare_dead_queue(spec.name)
         try:
             self._try(lambda lane: self.delays.announce(lane, spec))
+            if is_back:
+                self._try(self.delays.send_on)
         except ChannelClosedByBroker as error:
             if error.reply_code != ACCESS_REFUSED:
                 raise
             logger.info("queue %s: no delayed jobs, %s", spec.name, error.reply_text)
+
+    def _is_back(self, queue: str) -> bool:
+        """Whether a queue is not there, while delayed messages lie about that may be for it."""
+        try:
+            if not self._try(self.delays.count_stranded):
+                return False
+            self._try(lambda lane: lane.call("queue_declare", queue, passive=True))
+        except ChannelClosedByBroker as error:
+            return bool(error.reply_code == NOT_FOUND)
+        return False
 
     def _warn(self, queue: str) -> None:
         if queue not in self._warned:
