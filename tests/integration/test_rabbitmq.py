@@ -22,7 +22,7 @@ import pytest
 from synmanager.backends import ExchangeSpec, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.backends.rabbitmq.frames import Content
-from synmanager.errors import BrokerUnavailable, LeaseLost, PublishRefused
+from synmanager.errors import BrokerUnavailable, LeaseLost, PublishRefused, Unroutable
 from synmanager.message import Message, Rank, encode
 from synmanager.settings import parse_url
 
@@ -150,6 +150,23 @@ def test_a_consumer_that_the_broker_cancels_loses_what_it_holds(
         keep_for(10)
     with pytest.raises(LeaseLost):
         client.ack(held)
+
+
+def test_what_cannot_be_counted_on_a_caller_s_channel_goes_back(
+    client: RabbitMQBackend, plain: Any, spec: QueueSpec
+) -> None:
+    """The copy with the count has no queue to go to: that is the error, and the channel ends."""
+    client.declare(spec)
+    publish(client, spec, Rank.NORMAL)
+    first, _, _ = plain.basic_get(spec.name)
+    plain.basic_nack(first.delivery_tag)
+    method, header, body = plain.basic_get(spec.name)
+    assert method.redelivered
+    with client._link as link, link.lane() as lane:  # type: ignore[union-attr]
+        lane.call("queue_delete", spec.name)
+    with pytest.raises(Unroutable):
+        client.adopt(spec.name, plain, method, header, body, settled=False)
+    assert not plain.is_open
 
 
 def test_a_message_over_the_broker_s_limit_is_refused(

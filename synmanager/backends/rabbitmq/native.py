@@ -31,11 +31,14 @@ class NativeLane(Lane):
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
-        self._held = set()
 
     @property
     def is_lost(self) -> bool:
         return not self._channel.is_open
+
+    def close(self) -> None:
+        if self._channel.is_open:  # pika's blocking channels know no other state
+            self._channel.close()
 
     def stop_listening(self) -> list[Arrival]:
         return []  # the consumer is its owner's
