@@ -15,14 +15,12 @@ _EXCHANGE = "benchmark"
 _QUEUE = "benchmark.raw"
 _PERSISTENT = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
 
-#: As much as synmanager's messages carry: id, rank, time, and headers.
+#: As much as synmanager's messages carry: id, rank, and time.
 _RANKED = pika.BasicProperties(
-    content_type="application/json",
     delivery_mode=pika.DeliveryMode.Persistent,
     priority=4,
     message_id="0123456789abcdef0123456789abcdef",
-    timestamp=1_700_000_000,
-    headers={"x-benchmark-schema": 1, "x-benchmark-submitted": 1_700_000_000_123_456},
+    headers={"x-benchmark-submitted-at": 1_700_000_000_123_456},
 )
 
 #: How many publishes the pipelining side has unconfirmed at most.

@@ -14,7 +14,7 @@ _UNIT = "jobs/s"
 _MESSAGES = "body encoded beforehand, delivery mode 2, mandatory, durable classic queue"
 _ALIKE = "the same with priorities and properties"
 _RANKED = (
-    "x-max-priority 9, and messages with id, priority, timestamp and two headers, as synmanager's: "
+    "x-max-priority 9, and messages with id, priority and a header, as synmanager's: "
     "what these cost the broker"
 )
 _EACH = f"pika.BlockingConnection in the same thread, confirm_delivery(); {_MESSAGES}"

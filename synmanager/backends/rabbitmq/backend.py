@@ -103,9 +103,8 @@ class RabbitMQBackend(QueueBackend):
             if self.is_open:
                 return
             self.close()
-            link = Link(self._parameters, self.address.timeout, self.address.heartbeat)
-            with translated(self._where):
-                link.open()
+            link = Link(self._parameters, self._where, self.address.timeout, self.address.heartbeat)
+            link.open()
             self._topology = Topology(link, self._warned)
             self._link = link
 
@@ -251,7 +250,7 @@ class RabbitMQBackend(QueueBackend):
                         arrivals.append(arrival)
                     if not arrivals:
                         break
-                    letters = [properties.read(a.properties, a.body).message for a in arrivals]
+                    letters = [properties.read(a.raw, a.body).message for a in arrivals]
                     copies = [
                         properties.again(arrival.properties, letter, attempts=0)
                         for arrival, letter in zip(arrivals, letters, strict=True)
@@ -269,8 +268,7 @@ class RabbitMQBackend(QueueBackend):
                 return int(lane.call("queue_purge", dead_queue(queue)).message_count)
 
     def native(self) -> tuple[Any, Any]:
-        with self._connected():
-            pass
+        self._connected()
         if self._native is None or not self._native.is_open:
             with translated(self._where):
                 self._native = blocking_connection(self._parameters, self.address.timeout)
@@ -285,14 +283,11 @@ class RabbitMQBackend(QueueBackend):
                 return self._make_delivery(link, arrival, settled=True)
             return self._accept(link, arrival)
 
-    @contextmanager
-    def _connected(self) -> Iterator[Link]:
-        """The link, with its lock; pika's errors become ours."""
-        link = self._link
-        if link is None:
+    def _connected(self) -> Link:
+        """The link, whose ``with`` takes its lock."""
+        if self._link is None:
             raise BrokerUnavailable(f"not connected to RabbitMQ at {self._where}")
-        with translated(self._where), link:
-            yield link
+        return self._link
 
     @contextmanager
     def _held(self, delivery: Delivery) -> Iterator[_Receipt | None]:
@@ -425,9 +420,9 @@ class RabbitMQBackend(QueueBackend):
 
     def _make_delivery(self, link: Link, arrival: Arrival, settled: bool = False) -> Delivery:
         known = None
-        if arrival.properties.message_id is None and self._lost:
+        if self._lost and arrival.properties.message_id is None:
             known = self._lost.pop(_digest(arrival), None)
-        message, attempts, defect = properties.read(arrival.properties, arrival.body, known)
+        message, attempts, defect = properties.read(arrival.raw, arrival.body, known)
         receipt = _Receipt(link, arrival)
         return Delivery(message, arrival.queue, attempts + 1, receipt, defect, settled)
 

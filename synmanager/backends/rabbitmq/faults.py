@@ -19,6 +19,7 @@ __all__ = [
     "ACCESS_REFUSED",
     "NOT_FOUND",
     "PRECONDITION_FAILED",
+    "TRANSLATED",
     "translate",
     "translated",
 ]
@@ -28,6 +29,9 @@ ACCESS_REFUSED = 403
 NOT_FOUND = 404
 PRECONDITION_FAILED = 406
 _NOT_ALLOWED = 530
+
+#: What the driver and its socket raise.
+TRANSLATED = (pika_errors.AMQPError, OSError)
 
 #: What RabbitMQ also answers with "not allowed", although it will pass.
 _FOR_NOW = ("limit", "is down")
@@ -43,7 +47,7 @@ def translated(where: str) -> Iterator[None]:
         yield
     except SynmanagerError:
         raise
-    except (pika_errors.AMQPError, OSError) as error:
+    except TRANSLATED as error:
         raise translate(error, where) from error
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from pika.exceptions import ChannelWrongStateError
 from pika.frame import Method
-from pika.spec import Basic
+from pika.spec import Basic, BasicProperties
 
 from synmanager.backends.rabbitmq.channel import GreedyChannel
-from synmanager.backends.rabbitmq.frames import Content, Publication
+from synmanager.backends.rabbitmq.frames import (
+    Confirmation,
+    Content,
+    Incoming,
+    Publication,
+    ack_frame,
+    get_frame,
+)
+from synmanager.backends.rabbitmq.properties import parse
 from synmanager.errors import PublishRefused, Unroutable
 
 if TYPE_CHECKING:
@@ -26,21 +36,29 @@ _BURST_BYTES = 1 << 20
 _WINDOW = 5_000
 
 
-class Arrival(NamedTuple):
+@dataclass
+class Arrival:
     """A message that the broker has handed to us.
 
     Attributes:
         lane: the channel it came on, on which alone it can be settled.
         tag: its number there.
         redelivered: the broker's flag: it was handed out before.
+        raw: its properties, encoded or decoded.
     """
 
     lane: Lane
     tag: int
     queue: str
     redelivered: bool
-    properties: Any
+    raw: BasicProperties | bytes
     body: bytes
+
+    @property
+    def properties(self) -> BasicProperties:
+        if isinstance(self.raw, bytes):
+            self.raw = parse(self.raw)
+        return self.raw
 
 
 class Unconfirmed(Exception):
@@ -75,8 +93,9 @@ class Lane:
         self._published = 0
         self._refused = 0
         self._returned: str | None = None
-        self._got: list[Any] = []
-        self._has_qos = False
+        self._finds_nothing = False
+        self._has_prefetch = False
+        self._shares_prefetch = False
         self._consumers: dict[str, None] = {}  # the queues; their names are the consumers' tags
         self._unanswered = 0
         opened: list[object] = []
@@ -90,12 +109,13 @@ class Lane:
 
     def _prepare(self, opened: list[object]) -> None:
         self._wait(lambda: opened)
-        self._channel.add_callback(self._got.append, [Basic.GetEmpty], one_shot=False)
+        self._channel.add_callback(self._note_nothing, [Basic.GetEmpty], one_shot=False)
         for answer in (Basic.ConsumeOk, Basic.CancelOk):
             self._channel.add_callback(self._note_answer, [answer], one_shot=False)
         self._channel.add_on_return_callback(self._note_return)
         self._channel.add_on_cancel_callback(self._note_cancel)
-        self.call("confirm_delivery", self._note_confirmation)
+        self._channel.on_confirmation = self._note_confirmation
+        self.call("confirm_delivery", self._channel.note_confirmation)
 
     @property
     def is_lost(self) -> bool:
@@ -124,11 +144,10 @@ class Lane:
 
     def get(self, queue: str) -> Arrival | None:
         """Take a message; None if there is none."""
-        self._got.clear()
-        self._channel.basic_get(queue, lambda _, *message: self._got.append(message))
-        self._wait(lambda: self._got)
-        (answer,) = self._got
-        return self._hold(queue, *answer) if isinstance(answer, tuple) else None
+        self._finds_nothing = False
+        self._emit(get_frame(queue, self._channel.channel_number))
+        self._wait(lambda: self._channel.arrived or self._finds_nothing)
+        return self._hold(self._channel.arrived.pop(), queue) if self._channel.arrived else None
 
     def listen(self, queues: Sequence[str], seconds: float) -> list[Arrival]:
         """Consume the queues, and wait for a message from any of them.
@@ -142,7 +161,7 @@ class Lane:
         """
         arrived = self._channel.arrived
         if not self.listens_to(queues):
-            self._limit_prefetch()
+            self._limit_prefetch(together=len(queues) > 1)
             self._consumers = dict.fromkeys(queues)
             self._ask(Basic.Consume(queue=queue, consumer_tag=queue) for queue in queues)
         self._link.wait(lambda: arrived or self._end or not self.listens_to(queues), seconds)
@@ -162,7 +181,7 @@ class Lane:
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """Settle a delivery, or all up to it."""
         self._link.only_acknowledged = not self._link.wire.has_unsent
-        self._channel.basic_ack(tag, multiple)
+        self._emit(ack_frame(tag, multiple, self._channel.channel_number))
         self._held.discard(tag)
         if multiple:
             self._held = {held for held in self._held if held > tag}
@@ -181,7 +200,7 @@ class Lane:
             return
         self._refused, self._returned = 0, None
         publication = Publication(exchange, routing_key, self._channel.channel_number)
-        self._confirm(exchange, routing_key, contents, lambda: self._emit(publication, contents))
+        self._confirm(exchange, routing_key, contents, lambda: self._send(publication, contents))
 
     def _find_unfinished(
         self, exchange: str, routing_key: str, contents: Sequence[Content]
@@ -217,14 +236,14 @@ class Lane:
         if self._refused:
             raise PublishRefused(f"the broker refused {self._refused} messages: is a queue full?")
 
-    def _emit(self, publication: Publication, contents: Sequence[Content]) -> None:
+    def _send(self, publication: Publication, contents: Sequence[Content]) -> None:
         wire = self._link.wire
         frame_max = wire.params.frame_max
         size = count = 0
         for index, content in enumerate(contents):
             self._published += 1
             self._confirming[self._published] = index
-            wire.emit(publication.frames(content, frame_max))
+            self._emit(publication.frames(content, frame_max))
             size, count = size + len(content.body), count + 1
             if (size > _BURST_BYTES or count == _BURST) and index + 1 < len(contents):
                 self._link.glance()  # the broker works on them while the next are written
@@ -241,36 +260,52 @@ class Lane:
         """Ask several things at once, where pika would wait for each answer before the next."""
         self._unanswered = 0
         for method in methods:
-            self._link.wire.emit(Method(self._channel.channel_number, method).marshal())
+            self._emit(Method(self._channel.channel_number, method).marshal())
             self._unanswered += 1
         self._wait(lambda: not self._unanswered)
 
     def _take_arrived(self) -> list[Arrival]:
-        arrivals = [
-            self._hold(method.consumer_tag, method, properties, body)
-            for method, properties, body in self._channel.arrived
-        ]
+        arrivals = [self._hold(each, each.consumer) for each in self._channel.arrived]
         self._channel.arrived.clear()
         return arrivals
 
-    def _limit_prefetch(self) -> None:
-        if not self._has_qos:
-            # Where it is forbidden, the second is confirmed and ignored.
+    def _limit_prefetch(self, *, together: bool) -> None:
+        """Let no second message come while one is held.
+
+        Args:
+            together: of all queues together. For that the broker asks a process of the channel
+                before each message, so a single queue does without.
+        """
+        if not self._has_prefetch:
             self.call("basic_qos", prefetch_count=1)
-            self.call("basic_qos", prefetch_count=1, global_qos=True)
-            self._has_qos = True
+            self._has_prefetch = True
+        if together != self._shares_prefetch:
+            # Where it is forbidden, this is confirmed and ignored.
+            self.call("basic_qos", prefetch_count=int(together), global_qos=True)
+            self._shares_prefetch = together
 
     def _wait(self, done: Callable[[], object]) -> None:
         self._link.wait(lambda: done() or self._end)
         if self._end is not None and not done():
             raise self._end
 
-    def _hold(self, queue: str, method: Any, properties: Any, body: bytes) -> Arrival:
-        self._held.add(method.delivery_tag)
-        return Arrival(self, method.delivery_tag, queue, method.redelivered, properties, body)
+    def _emit(self, frames: bytes) -> None:
+        """Put frames on the way, past pika, which would refuse them on a closed channel."""
+        if not self._channel.is_open:
+            raise self._end or ChannelWrongStateError("the channel is closing")
+        self._link.wire.emit(frames)
+
+    def _hold(self, message: Incoming, queue: str) -> Arrival:
+        self._held.add(message.tag)
+        return Arrival(
+            self, message.tag, queue, message.redelivered, message.properties, message.body
+        )
 
     def _note_end(self, _: object, reason: BaseException) -> None:
         self._end = reason
+
+    def _note_nothing(self, _: object) -> None:
+        self._finds_nothing = True
 
     def _note_answer(self, _: object) -> None:
         self._unanswered -= 1
@@ -284,13 +319,13 @@ class Lane:
     def _note_return(self, _: object, method: Any, *message: object) -> None:
         self._returned = method.reply_text
 
-    def _note_confirmation(self, frame: Any) -> None:
-        tag = frame.method.delivery_tag
-        if frame.method.multiple:
+    def _note_confirmation(self, confirmation: Confirmation, refused: bool) -> None:
+        tag = confirmation.tag
+        if confirmation.multiple:
             done = list(takewhile(lambda each: each <= tag, self._confirming))
         else:
             done = [tag]
         for each in done:
             self._confirming.pop(each, None)
-        if isinstance(frame.method, Basic.Nack):
+        if refused:
             self._refused += len(done)

@@ -7,15 +7,16 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import pika.connection
 
+from synmanager.backends.rabbitmq.faults import TRANSLATED, translate, translated
 from synmanager.backends.rabbitmq.frames import Content
 from synmanager.backends.rabbitmq.lane import Lane
 from synmanager.backends.rabbitmq.wire import Wire
-from synmanager.errors import BrokerUnavailable
+from synmanager.errors import BrokerUnavailable, SynmanagerError
 
 __all__ = ["Link"]
 
@@ -27,7 +28,7 @@ _KEPT_LANES = 8
 
 
 class Link:
-    """A monitor around a :class:`Wire`: ``with link:`` is its lock.
+    """A monitor around a :class:`Wire`: ``with link:`` is its lock, and turns its errors into ours.
 
     A thread that waits for a reply does the I/O itself, if no other thread is doing it already;
     then it waits for that one. When nobody waits, for instance while a callback runs for hours, a
@@ -36,14 +37,20 @@ class Link:
 
     Args:
         parameters: pika's, of a broker that may be there or not.
+        where: the broker, as errors name it.
         timeout: seconds until a broker that does not answer is given up.
         heartbeat: seconds between signs of life.
     """
 
     def __init__(
-        self, parameters: pika.connection.Parameters, timeout: float, heartbeat: float
+        self,
+        parameters: pika.connection.Parameters,
+        where: str,
+        timeout: float,
+        heartbeat: float,
     ) -> None:
         self._parameters = parameters
+        self._where = where
         self.timeout = timeout
         self._silence = heartbeat * 1.5
         self._glance = min(1.0, heartbeat / 8)
@@ -64,11 +71,11 @@ class Link:
         """Connect, log in, and start to keep the connection alive.
 
         Raises:
-            OSError: nobody answers, or TLS fails.
-            pika.exceptions.AMQPError: the broker refuses us.
+            AccessRefused: the broker refuses us, or TLS fails.
             BrokerUnavailable: it does not answer.
         """
-        self.wire = Wire(self._parameters, self._connect(), self._silence)
+        with translated(self._where):
+            self.wire = Wire(self._parameters, self._connect(), self._silence)
         try:
             with self:
                 self.wait(lambda: self.wire.is_open)
@@ -90,12 +97,14 @@ class Link:
         self._lock.acquire()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             self._send(linger=self.only_acknowledged)
             self.only_acknowledged = False
         finally:
             self._lock.release()
+        if isinstance(error, TRANSLATED) and not isinstance(error, SynmanagerError):
+            raise translate(error, self._where) from error
 
     def wait(self, done: Callable[[], object], seconds: float | None = None) -> bool:
         """Do I/O until ``done``; the caller holds the lock, which is free in between.
@@ -128,23 +137,15 @@ class Link:
         if self.wire.ended is None:
             self._do_io(0)
 
-    @contextmanager
-    def lane(self, lane: Lane | None = None) -> Iterator[Lane]:
-        """A channel for one call; the caller holds the lock.
+    def lane(self, lane: Lane | None = None) -> _Loan:
+        """A channel for one call, as a context manager; the caller holds the lock.
 
         A delivery that is held on it afterwards keeps it, see :meth:`give_back`.
 
         Args:
             lane: this one, which is in the caller's hands already.
         """
-        lane = lane or self._take_lane()
-        try:
-            yield lane
-        except BaseException:
-            if lane not in self.unfinished.values():
-                lane.close()  # an answer may still be to come
-            raise
-        self.give_back(lane)
+        return _Loan(self, lane or self._take_lane())
 
     def give_back(self, lane: Lane) -> None:
         """Keep a channel for the next call, if nothing is held on it."""
@@ -238,6 +239,23 @@ class Link:
             raise BrokerUnavailable(silence)
         # It is alive, and will read on once it has room again; what is leased stays so.
         raise BrokerUnavailable(f"{silence}: the broker reads nothing, it is {self.wire.blocked}")
+
+
+class _Loan:
+    """What ``with`` needs; the standard library's generators take longer than the call itself."""
+
+    def __init__(self, link: Link, lane: Lane) -> None:
+        self._link = link
+        self._lane = lane
+
+    def __enter__(self) -> Lane:
+        return self._lane
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            self._link.give_back(self._lane)
+        elif self._lane not in self._link.unfinished.values():
+            self._lane.close()  # an answer may still be to come
 
 
 def _keep_alive(link: weakref.ref[Link], closed: threading.Event, pause: float) -> None:

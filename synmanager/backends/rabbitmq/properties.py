@@ -1,11 +1,13 @@
 """What travels beside a body: AMQP properties and headers.
 
-A message of this project has a message id, a priority that stands for its rank, a timestamp, and
-these headers; whoever knows none of them may publish a body alone.
+A message of this project has a message id, a priority that stands for its rank, and some of these
+headers; whoever knows none of them may publish a body alone. A new job has one of them and no other
+property: each costs the broker time, several together as much as the job's own body.
 
 ==============================  ==================================================================
-``x-synmanager-schema``         version of all this
 ``x-synmanager-submitted-at``   microseconds since the epoch; AMQP's timestamp knows only seconds
+``x-synmanager-schema``         version of all this, if it is not the one that began with the header
+                                above
 ``x-synmanager-attempts``       deliveries so far that came to nothing, crashes included
 ``x-synmanager-queue``          of a dead letter: where it was taken from
 ``x-synmanager-reason``         of a dead letter: why
@@ -16,10 +18,10 @@ these headers; whoever knows none of them may publish a body alone.
 from __future__ import annotations
 
 import copy
+import struct
 import time
 from collections.abc import Mapping
-from functools import lru_cache
-from struct import pack
+from struct import Struct, pack
 from typing import Any, NamedTuple
 
 from pika.data import encode_table
@@ -39,6 +41,7 @@ __all__ = [
     "fresh",
     "is_counted",
     "onward",
+    "parse",
     "read",
 ]
 
@@ -63,8 +66,10 @@ _DELIVERY_COUNT = "x-delivery-count"
 _LONGEST_REASON = 16_384
 _MOST_PROPERTIES = 65_536
 
-_CONTENT_TYPE = "application/json"
 _PERSISTENT = 2
+
+#: The schema of a message with a time of submission, and without a header that says another.
+_FIRST_SCHEMA = 1
 
 
 class Metadata(NamedTuple):
@@ -82,19 +87,13 @@ class Metadata(NamedTuple):
 
 def fresh(message: Message) -> Content:
     """A new message. This is what happens most, so it is not left to pika's encoder."""
-    if message.submitted_at is None:
+    if message.submitted_at is None or message.schema != _FIRST_SCHEMA:
         return _encode(_new_properties(message), message.body)
-    properties = b"".join(
-        (
-            _FLAGS,
-            _short(_CONTENT_TYPE.encode()),
-            _table(message.schema),
-            pack(">qBB", _micro(message.submitted_at), _PERSISTENT, _PRIORITIES[message.rank]),
-            _short(message.id.encode()),
-            pack(">Q", int(message.submitted_at)),
-        )
+    message_id = message.id.encode()
+    fields = _FIELDS.pack(
+        _micro(message.submitted_at), _PERSISTENT, _PRIORITIES[message.rank], len(message_id)
     )
-    return Content(properties, message.body)
+    return Content(b"".join((_BEFORE_FIELDS, fields, message_id)), message.body)
 
 
 def delayed(message: Message, headers: Mapping[str, Any]) -> Content:
@@ -151,13 +150,32 @@ def dead(
     return _encode(properties, message.body)
 
 
-def read(properties: BasicProperties, body: bytes, message_id: str | None = None) -> Metadata:
+def parse(encoded: bytes) -> BasicProperties:
+    """Decode properties that anybody may have sent."""
+    properties = BasicProperties()
+    try:
+        properties.decode(encoded)
+    except Exception as error:  # pika names no errors here
+        properties = BasicProperties()
+        properties.unreadable = f"{type(error).__name__}: {error}"
+    return properties
+
+
+def read(
+    properties: BasicProperties | bytes, body: bytes, message_id: str | None = None
+) -> Metadata:
     """Read the properties of a message that may have come from anyone.
 
     Args:
+        properties: may still be encoded; those of a new message need not be decoded for this.
         message_id: for a message without one; by default a new one.
     """
-    numbers = {_SCHEMA: 0, _SUBMITTED_AT: None, _ATTEMPTS: 0, _DELIVERY_COUNT: 0}
+    if isinstance(properties, bytes):
+        metadata = _read_fresh(properties, body)
+        if metadata is not None:
+            return metadata
+        properties = parse(properties)
+    numbers = {_SCHEMA: None, _SUBMITTED_AT: None, _ATTEMPTS: 0, _DELIVERY_COUNT: 0}
     problems = []
     if unreadable := getattr(properties, "unreadable", None):
         problems.append(f"its properties cannot be read ({unreadable})")
@@ -168,14 +186,32 @@ def read(properties: BasicProperties, body: bytes, message_id: str | None = None
             else:
                 problems.append(f"its header {name} is {value!r:.50}")
     schema, submitted_at, failed, counted = numbers.values()
+    if schema is None:
+        schema = 0 if submitted_at is None else _FIRST_SCHEMA
     message = Message(
         body,
         properties.message_id or message_id or new_id(),
         _rank(properties.priority),
         submitted_at if submitted_at is None else submitted_at / 1e6,
-        schema or 0,
+        schema,
     )
     return Metadata(message, (failed or 0) + (counted or 0), "; ".join(problems) or None)
+
+
+def _read_fresh(encoded: bytes, body: bytes) -> Metadata | None:
+    """Read what :func:`fresh` wrote; None if it is something else."""
+    if not encoded.startswith(_BEFORE_FIELDS):
+        return None
+    try:
+        micro, _, priority, length = _FIELDS.unpack_from(encoded, len(_BEFORE_FIELDS))
+        start = len(_BEFORE_FIELDS) + _FIELDS.size
+        message_id = encoded[start : start + length].decode()
+    except (struct.error, UnicodeDecodeError):
+        return None
+    if micro < 0 or not message_id:
+        return None
+    message = Message(body, message_id, _rank(priority), micro / 1e6, _FIRST_SCHEMA)
+    return Metadata(message, 0, None)
 
 
 def is_counted(properties: BasicProperties) -> bool:
@@ -200,19 +236,17 @@ def _rank(priority: int | None) -> Rank:
 
 
 def _new_properties(message: Message) -> BasicProperties:
-    at = message.submitted_at
-    properties = BasicProperties(
-        content_type=_CONTENT_TYPE,
+    headers: dict[str, Any] = {}
+    if message.submitted_at is not None:
+        headers[_SUBMITTED_AT] = _micro(message.submitted_at)
+    if message.schema != (_FIRST_SCHEMA if headers else 0):
+        headers[_SCHEMA] = message.schema
+    return BasicProperties(
+        headers=headers,
         delivery_mode=_PERSISTENT,
         priority=_PRIORITIES[message.rank],
         message_id=message.id,
-        timestamp=None if at is None else int(at),
     )
-    headers: dict[str, Any] = {_SCHEMA: message.schema} if message.schema else {}
-    if at is not None:
-        headers[_SUBMITTED_AT] = _micro(at)
-    properties.headers = headers
-    return properties
 
 
 def _copy(original: BasicProperties, message: Message) -> BasicProperties:
@@ -238,28 +272,24 @@ def _encode(properties: BasicProperties, body: bytes) -> Content:
     return Content(b"".join(properties.encode()), body)
 
 
-def _short(text: bytes) -> bytes:
-    return bytes([len(text)]) + text
-
-
 def _micro(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-@lru_cache
-def _table(schema: int) -> bytes:
-    """The encoded headers of a new message, but for the eight bytes of the last value."""
-    pieces: list[bytes] = []
-    encode_table(pieces, {_SCHEMA: schema, _SUBMITTED_AT: 1 << 62})  # so large that it takes eight
+def _before_fields() -> bytes:
+    """What a new message begins with: flags, and its header but for the value."""
+    flags = (
+        BasicProperties.FLAG_HEADERS
+        | BasicProperties.FLAG_DELIVERY_MODE
+        | BasicProperties.FLAG_PRIORITY
+        | BasicProperties.FLAG_MESSAGE_ID
+    )
+    pieces = [pack(">H", flags)]
+    encode_table(pieces, {_SUBMITTED_AT: 1 << 62})  # so large that it takes eight bytes
     return b"".join(pieces)[:-8]
 
 
-_FLAGS = pack(
-    ">H",
-    BasicProperties.FLAG_CONTENT_TYPE
-    | BasicProperties.FLAG_HEADERS
-    | BasicProperties.FLAG_DELIVERY_MODE
-    | BasicProperties.FLAG_PRIORITY
-    | BasicProperties.FLAG_MESSAGE_ID
-    | BasicProperties.FLAG_TIMESTAMP,
-)
+_BEFORE_FIELDS = _before_fields()
+
+#: The time of submission, delivery mode, priority, and the length of the message id.
+_FIELDS = Struct(">qBBB")

@@ -27,6 +27,8 @@ import pika.frame
 import pika.spec
 
 from synmanager.backends.rabbitmq.channel import GreedyChannel
+from synmanager.backends.rabbitmq.frames import read
+from synmanager.backends.rabbitmq.properties import parse
 
 __all__ = ["Wire"]
 
@@ -227,19 +229,28 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
             if len(data) < _CHUNK and not isinstance(self._sock, ssl.SSLSocket):
                 return  # one more call would say the same
 
+    def _on_data_available(self, data_in: bytes) -> None:
+        end = 0
+        if not self._frame_buffer:  # pika is not in the middle of a frame
+            while (found := read(data_in, end)) and found[1] in self._channels:
+                value, channel, end = found
+                self._channels[channel].take(value)
+            self.bytes_received += end
+        if end < len(data_in):
+            super()._on_data_available(data_in[end:])
+
     def _read_frame(self) -> Any:
         """Read a frame; also one whose properties pika cannot read, as anybody may send them."""
         try:
             return super()._read_frame()
         except pika.exceptions.AMQPError:
             raise
-        except Exception as error:
+        except Exception:
             kind, channel, size = struct.unpack_from(">BHL", self._frame_buffer)
             if kind != pika.spec.FRAME_HEADER:
                 raise
             (body_size,) = struct.unpack_from(">xxxxQ", self._frame_buffer, 7)
-            properties = pika.BasicProperties()
-            properties.unreadable = f"{type(error).__name__}: {error}"
+            properties = parse(self._frame_buffer[7 + 12 : 7 + size])
             return 7 + size + 1, pika.frame.Header(channel, body_size, properties)
 
     def _look_for_silence(self) -> None:

@@ -1,4 +1,4 @@
-"""A message as AMQP properties and frames, and back."""
+"""A message as AMQP properties, and back."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pika import BasicProperties, frame, spec
+from pika import BasicProperties
 from pika.data import encode_table
 
 from synmanager.backends.rabbitmq import properties
-from synmanager.backends.rabbitmq.frames import Content, Publication
+from synmanager.backends.rabbitmq.frames import Content
 from synmanager.message import SCHEMA, Message, Rank
-
-FRAME_MAX = 4096
 
 messages = st.builds(
     Message,
-    body=st.binary(max_size=3 * FRAME_MAX),
+    body=st.binary(max_size=100),
     id=st.text(min_size=1, max_size=60),
     rank=st.sampled_from(Rank),
     submitted_at=st.none() | st.floats(0, 4e9),
@@ -54,22 +52,21 @@ def test_pika_would_have_written_the_same(message: Message) -> None:
 
 
 @given(messages)
-def test_its_frames_are_those_that_pika_reads(message: Message) -> None:
+def test_it_is_read_the_same_with_and_without_decoding(message: Message) -> None:
     content = properties.fresh(message)
-    stream = Publication("exchange", "key", 7).frames(content, FRAME_MAX)
-    read = []
-    while stream:
-        size, value = frame.decode_frame(stream)
-        assert size <= FRAME_MAX
-        read.append(value)
-        stream = stream[size:]
-    method, header, *bodies = read
-    assert {each.channel_number for each in read} == {7}
-    assert isinstance(method.method, spec.Basic.Publish)
-    assert (method.method.exchange, method.method.routing_key) == ("exchange", "key")
-    assert method.method.mandatory
-    assert header.body_size == len(message.body)
-    assert b"".join(each.fragment for each in bodies) == message.body
+    assert properties.read(content.properties, b"") == properties.read(decode(content), b"")
+
+
+@given(messages, st.data())
+def test_what_is_nearly_like_a_fresh_one_is_read_by_pika(
+    message: Message, data: st.DataObject
+) -> None:
+    encoded = bytearray(properties.fresh(message).properties)
+    encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= data.draw(st.integers(1, 255))
+    cut = bytes(encoded[: data.draw(st.integers(0, len(encoded)))])
+    for each in (bytes(encoded), cut):
+        read = properties.read(each, b"{}", "an id")
+        assert read == properties.read(properties.parse(each), b"{}", "an id")
 
 
 @pytest.mark.parametrize("rank", Rank)
