@@ -72,8 +72,9 @@ class Proxy:
     def reset(self) -> None:
         """Reset (RST) every present connection at both ends; forget replies that were held."""
         self._replies = True
-        self._do_with_each(_Link.reset)
-        wait_until(lambda: not self._links, 5, "the proxy's connections end")
+        ended = self._do_with_each(_Link.reset)
+        # Only those: their clients may have connected anew by now.
+        wait_until(lambda: self._links.isdisjoint(ended), 5, "the proxy's connections end")
 
     @property
     def connections(self) -> int:
@@ -103,12 +104,17 @@ class Proxy:
         finally:
             self._links.discard(link)
 
-    def _do_with_each(self, action: Callable[[_Link], None]) -> None:
+    def _do_with_each(self, action: Callable[[_Link], None]) -> set[_Link]:
+        """Act on every present connection; return them."""
+        links: set[_Link] = set()
+
         def act() -> None:
-            for link in tuple(self._links):
+            links.update(self._links)
+            for link in links:
                 action(link)
 
         self._do(act)
+        return links
 
     def _do(self, action: Callable[[], None]) -> None:
         done = threading.Event()
