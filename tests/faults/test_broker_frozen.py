@@ -32,13 +32,13 @@ def test_broker_frozen(
     processes.worker("worker", env=env)
     processes.producer("patient", keys=[0, 100], pace=0.1, env=env)
     processes.await_event("finished", 10, count=3)
-    processes.producer("impatient", keys=[0, 3], pace=0.5, env=impatient)
+    processes.producer("impatient", keys=[0, 3], pace=1.5, env=impatient)
     processes.await_event("confirmed", 10, who="impatient", count=1)
 
     broker.launcher.freeze()
     began = time.monotonic()
     # Both its last jobs fail, and it disconnects, while nobody answers.
-    processes.await_event("left", 20, who="impatient")
+    processes.await_event("left", 30, who="impatient")
     wait_until(lambda: time.monotonic() - began >= frozen, frozen + 1, "it has stood long enough")
     broker.launcher.thaw()
     thawed = time.monotonic()

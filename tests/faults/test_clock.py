@@ -50,8 +50,8 @@ def clock(tmp_path: Path) -> Clock:
 def _run_one_long_job(
     clock: Clock, director: Director, processes: Processes, env: dict[str, str]
 ) -> None:
-    env = {"SYNMANAGER_LEASE": "1", **env}
-    director.submit([{"key": "long", "work": 5}])
+    env = {"SYNMANAGER_LEASE": "2", **env}
+    director.submit([{"key": "long", "work": 8}])
     processes.worker("holder", env=env)
     processes.await_event("started", 10)
     processes.worker("waiting", env=env)
@@ -61,7 +61,7 @@ def _run_one_long_job(
         # The clock of whoever is under it has moved when the broker has answered once more.
         keys = director.submit([{"key": f"between-{number}"}])
         processes.await_done(keys, 4)
-    processes.await_done({"long"}, 10)
+    processes.await_done({"long"}, 20)
     history = processes.history()
     history.check_nothing_lost()
     history.check_no_overlap()

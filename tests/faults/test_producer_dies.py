@@ -25,7 +25,7 @@ def test_producer_dies_around_the_confirm(
     with Proxy(broker.port) as proxy:
         if where == "answered":
             # The broker has the job and has said so; the producer never hears it.
-            first = processes.producer("first", pace=0.3, url=broker.url(proxy.port), **settings)
+            first = processes.producer("first", pace=1, url=broker.url(proxy.port), **settings)
             processes.await_event("confirmed", 10, count=2)
             proxy.hold_replies()
             wait_until(lambda: director.counts().ready == 3, 5, "the third job is in the queue")

@@ -89,11 +89,11 @@ def test_a_server_that_loads_its_data_is_waited_for(
 ) -> None:
     processes.worker("worker", results=False)
     processes.await_event("ready", 10)
-    director.submit({"key": f"job-{n}", "work": 0.02} for n in range(100))
+    director.submit({"key": f"job-{n}", "work": 0.1} for n in range(100))
     processes.await_event("finished", 10, count=3)
     began = time.monotonic()
     broker.restart_slowly(seconds=3)
     loaded = time.monotonic()
     processes.await_done({f"job-{n}" for n in range(100)}, 60)
-    resumed = processes.history().check_resumed(since=loaded, within=5)
+    resumed = processes.history().check_resumed(since=loaded, within=10)
     figures(f"loading took {loaded - began:.1f} s; work again after {resumed:.2f} s")
