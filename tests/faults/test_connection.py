@@ -39,8 +39,16 @@ def test_silent_drop_of_the_connection(
         proxy.silence()
         if not busy:
             keys |= director.submit([{"key": "second"}])
-        # A new connection is how the proxy sees that the worker has noticed.
-        wait_until(lambda: proxy.accepted > connections, 20, "the worker connects anew")
+        # A new connection is how the proxy sees that the worker has noticed; it may find before
+        # that that its lease is over.
+        wait_until(
+            lambda: (
+                proxy.accepted > connections
+                or (busy and processes.history().said("lost its lease"))
+            ),
+            20,
+            "the worker notices",
+        )
         noticed = time.monotonic() - dropped
         processes.await_done(keys, 30)
         wait_until(lambda: director.counts().ready == 0, 10, "the queue is empty")
@@ -88,7 +96,7 @@ def test_reset_before_the_publishs_reply(
     director.declare()
     with Proxy(broker.port) as proxy:
         processes.producer(
-            "producer", keys=[0, 5 * batch], batch=batch, pace=0.3, url=broker.url(proxy.port)
+            "producer", keys=[0, 5 * batch], batch=batch, pace=1, url=broker.url(proxy.port)
         )
         processes.await_event("confirmed", 10, count=2 * batch)
         proxy.hold_replies()
@@ -131,6 +139,7 @@ def test_slow_lossy_link(
         seconds = time.monotonic() - began
         processes.producer("batch", keys=[0, count], batch=count, url=url)
         processes.await_done({f"batch-{n}" for n in range(count)}, 20 * count)
+        processes.await_event("left", 20 * count, who="batch")
         connections = proxy.accepted
     history = processes.history()
     assert len(history.confirmed) == 2 * count

@@ -61,6 +61,7 @@ def test_a_certificate_that_cannot_be_trusted(
     figures(f"{what}: AccessRefused after {slowest:.2f} s at most, and one connection")
 
 
+@pytest.mark.limit(180)
 def test_work_goes_on_over_tls(
     authority: Authority, broker: Broker, processes: Processes, figures: Callable[[str], None]
 ) -> None:
@@ -74,7 +75,9 @@ def test_work_goes_on_over_tls(
         proxy.reset()
         cut = time.monotonic()
         keys = {f"singly-{n}" for n in range(100)} | {f"batch-{n}" for n in range(3000)}
-        processes.await_done(keys, 60)
+        processes.await_done(keys, 120)
+        for who in ("singly", "batch"):
+            processes.await_event("left", 30, who=who)
     history = processes.history()
     history.check_nothing_lost()
     history.check_extra_runs()
