@@ -9,6 +9,7 @@ import pytest
 from harness.brokers import Broker
 from harness.director import Director
 from harness.processes import Processes
+from harness.waiting import wait_until
 
 
 @pytest.mark.limit(150)
@@ -20,7 +21,7 @@ def test_broker_crashes_mid_publish_and_mid_consume(
 ) -> None:
     env = {"SYNMANAGER_LEASE": "2"}
     count = 300
-    processes.producer("single", keys=[0, count], pace=0.005, env=env)
+    processes.producer("single", keys=[0, count], pace=0.02, env=env)
     processes.producer("batches", keys=[0, count], batch=20, pace=0.1, env=env)
     for number in range(2):
         processes.worker(f"worker-{number}", env=env)
@@ -42,17 +43,19 @@ def test_broker_crashes_mid_publish_and_mid_consume(
     assert history.count("confirmed") == 2 * count, "every publish was repeated until it counted"
     history.check_nothing_lost()
     history.check_extra_runs()
-    resumed = history.check_resumed(since=back, within=5)
+    resumed = history.check_resumed(since=back, within=10)
     published = min(
         event["at"]
         for event in history.events
         if event["event"] == "confirmed"
         if event["at"] > back
     )
-    assert published - back <= 5
-    processes.await_event("archived", 30, count=2 * count)
-    archived = {e["key"] for e in processes.history().events if e["event"] == "archived"}
-    assert archived == keys, "every result arrived"
+    assert published - back <= 10
+    wait_until(
+        lambda: keys == {e["key"] for e in processes.history().events if e["event"] == "archived"},
+        30,
+        "every result arrives, some of them twice",
+    )
     figures(
         f"down {back - down:.1f} s; consuming again after {resumed:.2f} s, publishing after "
         f"{published - back:.2f} s; {history.extra_runs} extra runs, "
