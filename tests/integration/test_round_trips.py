@@ -37,9 +37,10 @@ ONCE = 10
 #: What connecting and declaring may take, once for a connection.
 CONNECTING = 60
 
-#: Seconds of doing nothing, and what a queue may cost the broker in each.
+#: Seconds of doing nothing, and what a queue may cost the broker in each. On Redis that is two
+#: commands each time: a client that is new looks after 0, 0.05, 0.1, 0.2, 0.4, 0.8 and 1 s.
 IDLE = 2
-AT_REST = 6
+AT_REST = 7
 
 
 def nothing(run: int) -> None:
@@ -214,9 +215,10 @@ class TestRabbitMQ(Counts):
         wire: Wire,
         consumer: PreprocessConsumerOperator,
     ) -> None:
-        """Each phase is asked, so that the first which has something wins."""
+        """The first phase is asked, and that which has something; on one trip with the first,
+        those between them."""
         asked = {PreprocessProducerOperator: 1, TrainProducerOperator: 2}
-        asked[EvaluateProducerOperator] = 3
+        asked[EvaluateProducerOperator] = 2
         for kind in asked:
             with kind(url=wire.url) as producer:
                 producer.submit_many([{"run": run} for run in range(JOBS)])
@@ -227,7 +229,7 @@ class TestRabbitMQ(Counts):
         assert spent.pop("basic.publish") == jobs  # the results
         assert spent.pop("basic.ack") <= jobs
         assert spent.pop("basic.get") <= JOBS * sum(asked.values()) + ONCE
-        assert spent.total() <= CONNECTING, spent
+        assert spent.total() <= JOBS + CONNECTING, spent  # evaluate's jobs: is train still empty?
 
     def test_a_running_job_costs_nothing(
         self,

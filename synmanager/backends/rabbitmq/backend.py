@@ -154,8 +154,9 @@ class RabbitMQBackend(QueueBackend):
             arrival = None
             if done is not None and not done.settled:
                 arrival = self._exchange(link, done, queues, wait)
+            last = None if done is None else done.queue
             while arrival is None or (delivery := self._accept(link, arrival)) is None:
-                arrival = _get(link, queues)
+                arrival = _get(link, queues, last)
                 if arrival is None:
                     left = deadline - time.monotonic()
                     if left <= 0:
@@ -166,7 +167,7 @@ class RabbitMQBackend(QueueBackend):
     def ack(self, delivery: Delivery) -> None:
         with self._held(delivery) as receipt:
             if receipt is not None:
-                _remove(delivery, receipt)
+                self._remove(delivery, receipt)
 
     def nack(self, delivery: Delivery, *, delay: float = 0.0, count: bool = True) -> None:
         with self._held(delivery) as receipt:
@@ -183,7 +184,7 @@ class RabbitMQBackend(QueueBackend):
                 copy = properties.again(original, message, attempts, head=delay <= 0)
                 with receipt.link.lane() as lane:
                     _publish(lane, "", delivery.queue, [copy], [message])
-            _remove(delivery, receipt)
+            self._remove(delivery, receipt)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         with self._held(delivery) as receipt:
@@ -199,7 +200,7 @@ class RabbitMQBackend(QueueBackend):
                 except Unroutable:  # somebody deleted it, or nobody declared the queue here
                     self._topology.declare_dead_queue(queue)
                     _publish(lane, "", dead_queue(queue), [letter], [message])
-            _remove(delivery, receipt)
+            self._remove(delivery, receipt)
 
     def renew(self, delivery: Delivery) -> None:
         if not delivery.settled:
@@ -376,7 +377,7 @@ class RabbitMQBackend(QueueBackend):
         if receipt.is_taken:
             return None
         if not alone:
-            _remove(done, receipt)
+            self._remove(done, receipt)
             return None
         receipt.is_taken = True
         try:
@@ -395,16 +396,24 @@ class RabbitMQBackend(QueueBackend):
         """Wait for a message.
 
         The consumer of a single queue stays as long as its message is held, see :meth:`_exchange`.
-        Of several it cannot: the next message must come from the first that has one.
+        Of several it cannot: the next message must come from the first that has one. Nor does the
+        job wait for the end of the consumers, which takes the broker as long as all the rest.
         """
         with link.lane(lane) as lane:
             arrivals = lane.listen(queues, seconds)
-            if not arrivals or len(queues) > 1:
-                arrivals += lane.stop_listening()
+            if not arrivals:
+                arrivals = lane.stop_listening()
+            elif len(queues) > 1:
+                lane.begin_to_stop()
+                link.later(lambda: self._put_back(link, lane.stop_listening()))
         arrivals.sort(key=lambda arrival: queues.index(arrival.queue))
-        for extra in arrivals[1:]:
-            self._replace(link, extra, extra_attempts=0)
+        self._put_back(link, arrivals[1:])
         return arrivals[0] if arrivals else None
+
+    def _put_back(self, link: Link, extras: Sequence[Arrival]) -> None:
+        """Return what came beside a job, as it can where no prefetch limits a whole channel."""
+        for extra in extras:
+            self._replace(link, extra, extra_attempts=0)
 
     def _accept(self, link: Link, arrival: Arrival) -> Delivery | None:
         """Make a delivery of what arrived; None if it has to come again first.
@@ -435,9 +444,17 @@ class RabbitMQBackend(QueueBackend):
             with link.lane() as lane:
                 _publish(lane, "", arrival.queue, [copy], [delivery.message])
         except BaseException:
-            arrival.lane.close()
+            arrival.lane.let_go(arrival.tag)
             raise
-        _remove(delivery, _Receipt(link, arrival))
+        self._remove(delivery, _Receipt(link, arrival))
+
+    def _remove(self, delivery: Delivery, receipt: _Receipt) -> None:
+        """Acknowledge what has been taken care of."""
+        link, lane = receipt.link, receipt.arrival.lane
+        self._put_back(link, lane.stop_listening())  # else the lane would be sent the next
+        lane.ack(receipt.arrival.tag)
+        link.give_back(lane)
+        delivery.settled = True
 
     def _remember(self, arrival: Arrival, message_id: str) -> None:
         """Keep the id that we gave to a message without one: it comes again without one."""
@@ -450,13 +467,15 @@ def _digest(arrival: Arrival) -> bytes:
     return sha256(arrival.queue.encode() + b"\0" + arrival.body).digest()
 
 
-def _get(link: Link, queues: Sequence[str]) -> Arrival | None:
+def _get(link: Link, queues: Sequence[str], last: str | None) -> Arrival | None:
+    """Take a message from the first queue that has one, if any has.
+
+    Args:
+        last: where the last job came from: those before that are probably still empty.
+    """
+    before = queues.index(last) if last in queues else 0
     with link.lane() as lane:
-        for queue in queues:
-            arrival = lane.get(queue)
-            if arrival is not None:
-                return arrival
-    return None
+        return lane.get_first(queues, counted=queues[1:before])
 
 
 def _count_dead(link: Link, queue: str) -> int:
@@ -494,12 +513,3 @@ def _publish(
 
 def _lost(delivery: Delivery) -> LeaseLost:
     return LeaseLost(f"job {delivery.message.id} was taken back: its channel or connection is gone")
-
-
-def _remove(delivery: Delivery, receipt: _Receipt) -> None:
-    """Acknowledge what has been taken care of."""
-    lane = receipt.arrival.lane
-    lane.stop_listening()  # it would be sent the next
-    lane.ack(receipt.arrival.tag)
-    receipt.link.give_back(lane)
-    delivery.settled = True

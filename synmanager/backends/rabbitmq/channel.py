@@ -9,7 +9,7 @@ from typing import Any
 import pika.channel
 import pika.spec
 
-from synmanager.backends.rabbitmq.frames import Confirmation, Incoming
+from synmanager.backends.rabbitmq.frames import Confirmation, Incoming, Nothing
 
 __all__ = ["GreedyChannel"]
 
@@ -23,20 +23,24 @@ class GreedyChannel(pika.channel.Channel):  # type: ignore[misc]
 
     Attributes:
         arrived: what nobody has taken yet.
+        is_empty: whether the queue that was asked last had nothing.
         on_confirmation: called with each, and with whether the broker refuses what it confirms.
     """
 
     def __init__(self, connection: Any, channel_number: int, on_open_callback: Any) -> None:
         super().__init__(connection, channel_number, on_open_callback)
         self.arrived: list[Incoming] = []
+        self.is_empty = False
         self.on_confirmation: Callable[[Confirmation, bool], None]
 
-    def take(self, value: Incoming | Confirmation) -> None:
+    def take(self, value: Incoming | Confirmation | Nothing) -> None:
         """Take what was read without pika."""
         if isinstance(value, Incoming):
             self.arrived.append(value)
-        else:
+        elif isinstance(value, Confirmation):
             self.on_confirmation(value, False)
+        else:
+            self.is_empty = True
 
     def note_confirmation(self, frame: Any) -> None:
         """Take a confirmation that pika has read."""
@@ -49,6 +53,9 @@ class GreedyChannel(pika.channel.Channel):  # type: ignore[misc]
 
     def _on_getok(self, method_frame: Any, header_frame: Any, body: bytes) -> None:
         self._note_arrival("", method_frame, header_frame, body)
+
+    def _on_getempty(self, method_frame: Any) -> None:
+        self.is_empty = True
 
     def _note_arrival(
         self, consumer: str, method_frame: Any, header_frame: Any, body: bytes

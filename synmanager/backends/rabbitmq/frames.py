@@ -12,14 +12,24 @@ from struct import Struct, pack
 from typing import Any, NamedTuple
 
 from pika.frame import Method
-from pika.spec import FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD, Basic, BasicProperties
+from pika.spec import (
+    FRAME_BODY,
+    FRAME_END,
+    FRAME_HEADER,
+    FRAME_METHOD,
+    Basic,
+    BasicProperties,
+    Queue,
+)
 
 __all__ = [
     "Confirmation",
     "Content",
     "Incoming",
+    "Nothing",
     "Publication",
     "ack_frame",
+    "count_frame",
     "get_frame",
     "read",
 ]
@@ -74,6 +84,13 @@ def get_frame(queue: str, channel: int) -> bytes:
     return bytes(Method(channel, method).marshal())
 
 
+@lru_cache(maxsize=64)
+def count_frame(queue: str, channel: int) -> bytes:
+    """Asks how many messages a queue holds."""
+    method: Any = Queue.Declare(queue=queue, passive=True)
+    return bytes(Method(channel, method).marshal())
+
+
 def ack_frame(tag: int, multiple: bool, channel: int) -> bytes:
     """Settles a delivery, or all up to it."""
     return _ACK.pack(
@@ -105,8 +122,12 @@ class Confirmation(NamedTuple):
     multiple: bool
 
 
-def read(data: bytes, start: int) -> tuple[Incoming | Confirmation, int, int] | None:
-    """Read the message or the confirmation that begins at ``start``, if one does.
+class Nothing(NamedTuple):
+    """The queue that was asked for a message has none."""
+
+
+def read(data: bytes, start: int) -> tuple[Incoming | Confirmation | Nothing, int, int] | None:
+    """Read what begins at ``start``: a message, a confirmation, or that there is nothing.
 
     Returns:
         it, its channel, and where it ends; None for anything else, for what has not arrived
@@ -119,6 +140,8 @@ def read(data: bytes, start: int) -> tuple[Incoming | Confirmation, int, int] | 
         if index == Basic.Ack.INDEX:
             *_, tag, multiple, _ = _ACK.unpack_from(data, start)
             return Confirmation(tag, multiple), channel, start + _ACK.size
+        if index == Basic.GetEmpty.INDEX and data[start + size + _FRAMING - 1] == FRAME_END:
+            return Nothing(), channel, start + size + _FRAMING
         if index in _HANDED_OUT:
             return _read_message(data, start, channel, size, index)
     except (struct.error, IndexError):

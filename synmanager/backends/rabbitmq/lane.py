@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pika.exceptions import ChannelWrongStateError
 from pika.frame import Method
-from pika.spec import Basic, BasicProperties
+from pika.spec import Basic, BasicProperties, Queue
 
 from synmanager.backends.rabbitmq.channel import GreedyChannel
 from synmanager.backends.rabbitmq.frames import (
@@ -18,6 +18,7 @@ from synmanager.backends.rabbitmq.frames import (
     Incoming,
     Publication,
     ack_frame,
+    count_frame,
     get_frame,
 )
 from synmanager.backends.rabbitmq.properties import parse
@@ -93,11 +94,11 @@ class Lane:
         self._published = 0
         self._refused = 0
         self._returned: str | None = None
-        self._finds_nothing = False
         self._has_prefetch = False
         self._shares_prefetch = False
         self._consumers: dict[str, None] = {}  # the queues; their names are the consumers' tags
         self._unanswered = 0
+        self._counts: dict[str, int] = {}
         opened: list[object] = []
         self._channel: GreedyChannel = link.wire.channel(on_open_callback=opened.append)
         self._channel.add_on_close_callback(self._note_end)
@@ -109,9 +110,9 @@ class Lane:
 
     def _prepare(self, opened: list[object]) -> None:
         self._wait(lambda: opened)
-        self._channel.add_callback(self._note_nothing, [Basic.GetEmpty], one_shot=False)
         for answer in (Basic.ConsumeOk, Basic.CancelOk):
             self._channel.add_callback(self._note_answer, [answer], one_shot=False)
+        self._channel.add_callback(self._note_count, [Queue.DeclareOk], one_shot=False)
         self._channel.add_on_return_callback(self._note_return)
         self._channel.add_on_cancel_callback(self._note_cancel)
         self._channel.on_confirmation = self._note_confirmation
@@ -125,7 +126,8 @@ class Lane:
     @property
     def is_reusable(self) -> bool:
         """Whether nothing is held on it, nor awaited."""
-        return not (self.is_lost or self._held or self._confirming or self._consumers)
+        is_in_use = self._held or self._confirming or self._consumers or self._unanswered
+        return not (self.is_lost or is_in_use)
 
     def close(self) -> None:
         """Give back what is held, and be done with."""
@@ -142,12 +144,35 @@ class Lane:
         self._wait(lambda: replies)
         return replies[0].method
 
-    def get(self, queue: str) -> Arrival | None:
-        """Take a message; None if there is none."""
-        self._finds_nothing = False
-        self._emit(get_frame(queue, self._channel.channel_number))
-        self._wait(lambda: self._channel.arrived or self._finds_nothing)
-        return self._hold(self._channel.arrived.pop(), queue) if self._channel.arrived else None
+    def get(self, queue: str, *, counted: Sequence[str] = ()) -> Arrival | None:
+        """Take a message; None if there is none.
+
+        Args:
+            counted: queues whose messages are counted on the same trip.
+        """
+        channel = self._channel
+        channel.is_empty = False
+        self._counts.clear()
+        self._emit(get_frame(queue, channel.channel_number))
+        for other in counted:
+            self._emit(count_frame(other, channel.channel_number))
+        self._wait(
+            lambda: (channel.arrived or channel.is_empty) and len(self._counts) == len(counted)
+        )
+        return self._hold(channel.arrived.pop(), queue) if channel.arrived else None
+
+    def get_first(self, queues: Sequence[str], *, counted: Sequence[str]) -> Arrival | None:
+        """Take a message from the first queue that has one.
+
+        Each queue costs a trip, but for those that are only ``counted``, and are empty. Asked for
+        a message as well, several might give one, of which all but one would be held and not run.
+        """
+        arrival = self.get(queues[0], counted=counted)
+        empty = {queue for queue, messages in self._counts.items() if not messages}
+        for queue in queues[1:]:
+            if arrival is None and queue not in empty:
+                arrival = self.get(queue)
+        return arrival
 
     def listen(self, queues: Sequence[str], seconds: float) -> list[Arrival]:
         """Consume the queues, and wait for a message from any of them.
@@ -164,6 +189,7 @@ class Lane:
             self._limit_prefetch(together=len(queues) > 1)
             self._consumers = dict.fromkeys(queues)
             self._ask(Basic.Consume(queue=queue, consumer_tag=queue) for queue in queues)
+            self._wait(lambda: not self._unanswered)
         self._link.wait(lambda: arrived or self._end or not self.listens_to(queues), seconds)
         if self._end is not None:
             raise self._end
@@ -172,16 +198,28 @@ class Lane:
     def listens_to(self, queues: Sequence[str]) -> bool:
         return list(self._consumers) == list(queues)
 
-    def stop_listening(self) -> list[Arrival]:
-        """End the consumers; returns what crossed with that, which is held as well."""
+    def begin_to_stop(self) -> None:
+        """Ask for the end of the consumers; :meth:`stop_listening` waits for it."""
         self._ask(Basic.Cancel(consumer_tag=queue) for queue in self._consumers)
         self._consumers.clear()
+
+    def stop_listening(self) -> list[Arrival]:
+        """End the consumers; returns what crossed with that, which is held as well."""
+        self.begin_to_stop()
+        self._wait(lambda: not self._unanswered)
         return self._take_arrived()
+
+    def let_go(self, tag: int) -> None:
+        """Give back one delivery, for which nothing better can be done."""
+        if self._held == {tag}:
+            self.close()
+        elif self._channel.is_open:
+            self._channel.basic_nack(tag)
+            self._held.discard(tag)
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """Settle a delivery, or all up to it."""
-        self._link.only_acknowledged = not self._link.wire.has_unsent
-        self._emit(ack_frame(tag, multiple, self._channel.channel_number))
+        self._emit(ack_frame(tag, multiple, self._channel.channel_number), can_linger=True)
         self._held.discard(tag)
         if multiple:
             self._held = {held for held in self._held if held > tag}
@@ -258,11 +296,9 @@ class Lane:
 
     def _ask(self, methods: Iterable[Any]) -> None:
         """Ask several things at once, where pika would wait for each answer before the next."""
-        self._unanswered = 0
         for method in methods:
             self._emit(Method(self._channel.channel_number, method).marshal())
             self._unanswered += 1
-        self._wait(lambda: not self._unanswered)
 
     def _take_arrived(self) -> list[Arrival]:
         arrivals = [self._hold(each, each.consumer) for each in self._channel.arrived]
@@ -289,11 +325,11 @@ class Lane:
         if self._end is not None and not done():
             raise self._end
 
-    def _emit(self, frames: bytes) -> None:
+    def _emit(self, frames: bytes, *, can_linger: bool = False) -> None:
         """Put frames on the way, past pika, which would refuse them on a closed channel."""
         if not self._channel.is_open:
             raise self._end or ChannelWrongStateError("the channel is closing")
-        self._link.wire.emit(frames)
+        self._link.wire.emit(frames, can_linger=can_linger)
 
     def _hold(self, message: Incoming, queue: str) -> Arrival:
         self._held.add(message.tag)
@@ -304,11 +340,11 @@ class Lane:
     def _note_end(self, _: object, reason: BaseException) -> None:
         self._end = reason
 
-    def _note_nothing(self, _: object) -> None:
-        self._finds_nothing = True
-
     def _note_answer(self, _: object) -> None:
         self._unanswered -= 1
+
+    def _note_count(self, frame: Any) -> None:
+        self._counts[frame.method.queue] = frame.method.message_count
 
     def _note_cancel(self, frame: Any) -> None:
         # Its queue was deleted; or, from 4.3 on, its job outlasts the broker's patience.

@@ -57,11 +57,10 @@ class Link:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._polling = False
-        self._closed = threading.Event()
+        self._closed = False
+        self._attention = threading.Event()
+        self._chores: list[Callable[[], None]] = []
         self._idle: list[Lane] = []
-        #: Whether what is on its way now needs no answer. A worker asks for its next job at once,
-        #: and then both cost the broker and the network one packet instead of two.
-        self.only_acknowledged = False
         #: Batches that were sent, and not confirmed in time because the broker reads nothing for
         #: lack of room: they will be, and who repeats one waits for that.
         self.unfinished: dict[tuple[str, str, tuple[Content, ...]], Lane] = {}
@@ -84,14 +83,14 @@ class Link:
             raise
         threading.Thread(
             target=_keep_alive,
-            args=(weakref.ref(self), self._closed, self._glance),
+            args=(weakref.ref(self), self._attention, self._glance),
             name="synmanager-rabbitmq",
             daemon=True,
         ).start()
 
     @property
     def is_open(self) -> bool:
-        return not self._closed.is_set() and self.wire.ended is None
+        return not self._closed and self.wire.ended is None
 
     def __enter__(self) -> Link:
         self._lock.acquire()
@@ -99,8 +98,9 @@ class Link:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
-            self._send(linger=self.only_acknowledged)
-            self.only_acknowledged = False
+            # A worker that has acknowledged asks for its next job at once, and then both cost the
+            # broker and the network one packet instead of two.
+            self._send(linger=True)
         finally:
             self._lock.release()
         if isinstance(error, TRANSLATED) and not isinstance(error, SynmanagerError):
@@ -120,7 +120,7 @@ class Link:
         deadline = time.monotonic() + (self.timeout if seconds is None else seconds)
         while not done():
             if self.wire.ended is not None:
-                if self._closed.is_set():
+                if self._closed:
                     raise BrokerUnavailable("the connection was closed")
                 raise self.wire.ended
             left = deadline - time.monotonic()
@@ -136,6 +136,20 @@ class Link:
         """Send what there is and handle what has arrived, without waiting; needs the lock."""
         if self.wire.ended is None:
             self._do_io(0)
+
+    def later(self, chore: Callable[[], None]) -> None:
+        """Have something done soon by the thread that looks in; needs the lock, and so does it."""
+        self._chores.append(chore)
+        self._attention.set()
+
+    def look_in(self) -> None:
+        """Do what is due while nobody waits; needs the lock."""
+        self._attention.clear()
+        self.glance()
+        while self._chores:
+            chore = self._chores.pop(0)
+            with suppress(SynmanagerError, *TRANSLATED):  # what is lost is the broker's again
+                chore()
 
     def lane(self, lane: Lane | None = None) -> _Loan:
         """A channel for one call, as a context manager; the caller holds the lock.
@@ -158,9 +172,10 @@ class Link:
     def close(self) -> None:
         """Say goodbye and cut the connection; waiting threads end with ``BrokerUnavailable``."""
         with self._lock:
-            if self._closed.is_set():
+            if self._closed:
                 return
-            self._closed.set()
+            self._closed = True
+            self._attention.set()
             if self.wire.is_open:
                 self._say_goodbye()
             self.wire.abort("closed")
@@ -222,7 +237,7 @@ class Link:
                 raise
         finally:
             self._polling = False
-            if self.wire.ended is not None and self._closed.is_set():
+            if self.wire.ended is not None and self._closed:
                 self.wire.dispose()
             self._changed.notify_all()
 
@@ -258,12 +273,13 @@ class _Loan:
             self._lane.close()  # an answer may still be to come
 
 
-def _keep_alive(link: weakref.ref[Link], closed: threading.Event, pause: float) -> None:
-    """Look in now and then, until the link is closed, or dropped without that."""
-    while not closed.wait(pause):
+def _keep_alive(link: weakref.ref[Link], attention: threading.Event, pause: float) -> None:
+    """Look in now and then, until the connection has ended, or its link is dropped."""
+    while True:
+        attention.wait(pause)
         found = link()
-        if found is None:
+        if found is None or not found.is_open:
             return
         with found:
-            found.glance()
+            found.look_in()
         del found

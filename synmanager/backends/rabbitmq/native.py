@@ -40,6 +40,9 @@ class NativeLane(Lane):
         if self._channel.is_open:  # pika's blocking channels know no other state
             self._channel.close()
 
+    def let_go(self, tag: int) -> None:
+        self.close()
+
     def stop_listening(self) -> list[Arrival]:
         return []  # the consumer is its owner's
 

@@ -71,7 +71,9 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         self.ended: BaseException | None = None
         self.blocked: str | None = None
         self._sock = sock
+        self._sock_fd = sock.fileno()
         self._unsent: list[bytes | memoryview] = []
+        self._can_linger = False
         self._timers: list[tuple[float, int, _Timer]] = []
         self._sequence = count()
         self._waker, self._wake = socket.socketpair()
@@ -113,13 +115,14 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         """
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
             return True
-        waker = self._waker.fileno()
-        ready = self._poller.poll(math.ceil(max(seconds, 0.0) * 1000))
-        for fd, _ in ready:
-            if fd == waker:
+        arrived = False
+        for fd, event in self._poller.poll(math.ceil(max(seconds, 0.0) * 1000)):
+            if fd == self._sock_fd:
+                arrived = event != select.POLLOUT
+            else:
                 with suppress(BlockingIOError):
                     self._waker.recv(4096)
-        return any(fd != waker and event != select.POLLOUT for fd, event in ready)
+        return arrived
 
     def wake(self) -> None:
         """End a :meth:`poll` of another thread."""
@@ -141,10 +144,11 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         """Send what there is to send, as far as the socket takes it at once.
 
         Args:
-            linger: let the kernel keep it for what comes next, for a fifth of a second at most. It
-                leaves even if this process dies meanwhile.
+            linger: if all of it can, let the kernel keep it for what comes next, for a fifth of a
+                second at most. It leaves even if this process dies meanwhile.
         """
-        flags = socket.MSG_MORE if linger and not isinstance(self._sock, ssl.SSLSocket) else 0
+        linger = linger and self._can_linger and not isinstance(self._sock, ssl.SSLSocket)
+        flags = socket.MSG_MORE if linger else 0
         while self._unsent and self.ended is None:
             # One piece that is left of a large one is not copied again for each part of it.
             whole = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
@@ -164,8 +168,13 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
             extra = select.POLLOUT if self._unsent else 0
             self._poller.modify(self._sock, select.POLLIN | extra)
 
-    def emit(self, data: bytes) -> None:
-        """Put whole frames on the way, past pika's own encoding."""
+    def emit(self, data: bytes, *, can_linger: bool = False) -> None:
+        """Put whole frames on the way, past pika's own encoding.
+
+        Args:
+            can_linger: it has no answer that anybody would wait for.
+        """
+        self._can_linger = can_linger and (self._can_linger or not self._unsent)
         self._unsent.append(data)
 
     def abort(self, reason: str) -> None:
@@ -200,7 +209,7 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         self._adapter_call_later(0, lambda: self._end(None))
 
     def _adapter_emit_data(self, data: bytes) -> None:
-        self._unsent.append(data)
+        self.emit(data)
 
     def _create_channel(self, channel_number: int, on_open_callback: Any) -> GreedyChannel:
         return GreedyChannel(self, channel_number, on_open_callback)

@@ -100,6 +100,22 @@ def test_what_was_got_without_a_consumer_is_read(
     assert frames.read(stream, 0) == (message, channel, len(stream))
 
 
+def test_that_there_is_nothing_is_read() -> None:
+    method: Any = spec.Basic.GetEmpty()
+    stream = frame.Method(7, method).marshal()
+    assert frames.read(stream, 0) == (frames.Nothing(), 7, len(stream))
+    assert frames.read(stream[:-1], 0) is None
+
+
+@given(channels, names)
+def test_what_is_asked_is_pikas(channel: int, queue: str) -> None:
+    (get,) = read_by_pika(frames.get_frame(queue, channel))
+    assert (get.channel_number, get.method.queue, get.method.no_ack) == (channel, queue, False)
+    (count,) = read_by_pika(frames.count_frame(queue, channel))
+    assert (count.channel_number, count.method.queue) == (channel, queue)
+    assert count.method.passive
+
+
 DELIVERY: Any = spec.Basic.Deliver("train", 1, False, "exchange", "key")
 
 
@@ -138,7 +154,6 @@ def of_two_channels(odd: int) -> bytes:
         frame.Heartbeat().marshal(),
         frame.Header(1, 2, BasicProperties()).marshal(),
         frame.Method(1, spec.Basic.Nack(1)).marshal(),
-        frame.Method(1, spec.Basic.GetEmpty()).marshal(),
         marshal(1, spec.Basic.Return(312, "NO_ROUTE", "", ""), BasicProperties(), b"{}"),
         b"HTTP/1.1 400 Bad Request",
     ],
@@ -150,7 +165,6 @@ def of_two_channels(odd: int) -> bytes:
         "heartbeat",
         "header",
         "nack",
-        "nothing there",
         "return",
         "no AMQP",
     ],
