@@ -9,7 +9,7 @@ from typing import Any
 
 import pika
 
-__all__ = ["PIPELINE", "PikaBlocking", "PikaSelect"]
+__all__ = ["PIPELINE", "PikaBlocking", "PikaSelect", "take_in_order"]
 
 _EXCHANGE = "benchmark"
 _QUEUE = "benchmark.raw"
@@ -90,6 +90,34 @@ class PikaBlocking:
         self._channel.basic_consume(self._queue, callback)
         self._channel.start_consuming()
         return count / (perf_counter() - began)
+
+
+def take_in_order(url: str, body: bytes, count: int) -> float:
+    """Take from the first of three queues that has a message, ack, and begin with the first again.
+
+    What a worker cannot do without that ranks its queues strictly and holds one message at a time.
+    """
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel = connection.channel()
+    channel.confirm_delivery()
+    queues = [f"{_QUEUE}.{number}" for number in range(3)]
+    for number in range(count):
+        queue = queues[number % len(queues)]
+        if number < len(queues):
+            channel.queue_declare(queue, durable=True, arguments={"x-max-priority": 9})
+        channel.basic_publish("", queue, body, properties=_RANKED, mandatory=True)
+    began = perf_counter()
+    for _ in range(count):
+        for queue in queues:
+            method, _, _ = channel.basic_get(queue)
+            if method is not None:
+                channel.basic_ack(method.delivery_tag)
+                break
+    rate = count / (perf_counter() - began)
+    for queue in queues:
+        channel.queue_delete(queue)
+    connection.close()
+    return rate
 
 
 class PikaSelect:

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 
 from benchmarks.bench import Bench, Row
-from benchmarks.method import Comparison, Goal, Result, rounds
+from benchmarks.job import BODY
+from benchmarks.method import Comparison, Goal, Result, Side, rounds
 from benchmarks.peers.catalogue import OURS, PEERS, Peer
+from benchmarks.raw.rabbitmq import take_in_order
+
+_IN_ORDER = "pika BlockingConnection that asks three queues in their order"
 
 
 def _clear_rabbitmq(url: str) -> None:
@@ -48,11 +52,10 @@ def _compare(scheme: str, bench: Bench) -> Iterator[Result]:
             clear(address)
 
     present = [peer for peer in peers if not peer.missing]
-    rates = rounds(
-        {peer.name: partial(measure, peer) for peer in (OURS, *present)},
-        bench.fewer(3),
-        warm_up=False,
-    )
+    sides: dict[str, Side] = {peer.name: partial(measure, peer) for peer in (OURS, *present)}
+    if scheme == "amqp":
+        sides[_IN_ORDER] = partial(take_in_order, address, BODY, count)
+    rates = rounds(sides, bench.fewer(3), warm_up=False)
     for peer in peers:
         note = peer.note
         if peer.missing:
@@ -66,6 +69,16 @@ def _compare(scheme: str, bench: Bench) -> Iterator[Result]:
             Goal(">", 1.0),
             settings.get(peer.name, []),
             note,
+        )
+    if scheme == "amqp":
+        yield Comparison(
+            f"Worker over three phases, empty handlers, {title}",
+            _IN_ORDER,
+            "jobs/s",
+            rates[OURS.name],
+            rates[_IN_ORDER],
+            None,
+            ["basic_get from three queues with priorities, first to last, and basic_ack; no JSON"],
         )
 
 
