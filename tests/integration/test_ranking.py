@@ -90,6 +90,8 @@ class SharedGrid:
 
 
 class RolesAcrossProcesses(Roles):
+    long = 5.0  # half of it is for a process that is ready and has yet to connect
+
     @pytest.fixture
     def grid(self, url: str) -> Iterator[SharedGrid]:
         with ExitStack() as stack:

@@ -56,8 +56,9 @@ def make_worker(
         note("finished", key=key)
         return {"key": key}
 
-    note("ready")
-    return Worker(dict.fromkeys(PHASES, handle), url=url)
+    worker = Worker(dict.fromkeys(PHASES, handle), url=url)
+    note("ready")  # all but the connection, which it makes when it runs
+    return worker
 
 
 def main(name: str, journal: str, hold_at: str = "0") -> None:

@@ -119,7 +119,7 @@ class Roles:
         producer, consumer = grid.producer("train"), grid.consumer("train")
 
         def again(run: int) -> None:
-            raise Retry(delay=0.2)
+            raise Retry(delay=1.0)  # later than the next two are submitted
 
         job_id = producer.submit({"run": 0}, priority=rank)
         assert consumer.poll_message(again) is None
@@ -139,11 +139,11 @@ class Roles:
     def test_a_delayed_job_appears_when_it_is_due_at_its_rank(self, grid: Grid) -> None:
         producer, consumer = grid.producer("train"), grid.consumer("train")
         begun = time.monotonic()
-        producer.submit({"run": 0}, priority="high", delay=0.5)
+        producer.submit({"run": 0}, priority="high", delay=1.5)
         producer.submit({"run": 1})
         producer.submit({"run": 2}, priority="high")
         until(lambda: consumer.check_message_count() == 3, "the job is due")
-        assert time.monotonic() - begun >= 0.5
+        assert time.monotonic() - begun >= 1.5
         assert [consumer.poll_message(lambda run: run) for _ in range(3)] == [2, 0, 1]
 
     def test_subscribers(self, grid: Grid) -> None:
