@@ -186,7 +186,7 @@ def test_one_director_and_one_ttp(url: str, director: str, ttp: str) -> None:
         in_thread(TTPS[ttp], url, ttp, ending),
         in_thread(ARCHIVES[director], url, archive, ending),
     ]
-    until(lambda: archive.jobs == everything(director), "all results")
+    until(lambda: archive.jobs == everything(director), "all results", within=60)
     ending()
     for join in joins:
         join()
@@ -208,8 +208,9 @@ def test_all_at_once(url: str) -> None:
     joins += [in_thread(director, url, name, ending) for name, director in DIRECTORS.items()]
     expected = everything(*DIRECTORS)
     try:
-        until(lambda: shared.jobs == named.jobs == expected, "all results")
-        assert {result["by"] for result in named.results} == set(TTPS)
+        until(lambda: shared.jobs == named.jobs == expected, "all results", within=60)
+        # Whoever connects first may run them all.
+        assert {result["by"] for result in named.results} <= set(TTPS)
     finally:
         ending()
         for join in joins:
