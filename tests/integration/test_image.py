@@ -217,7 +217,7 @@ class TestPersistence:
             container.wait_until_answering()
             put(container, b"kept")
             container.stop()
-            assert container.exit_code == 0  # else Docker had to kill it, after 10 s
+            assert container.exit_code == 0  # else Docker had to kill it
             container.start()
             container.wait_until_answering()
             assert take(container) == b"kept"
