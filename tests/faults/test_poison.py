@@ -89,18 +89,31 @@ def test_a_retry_survives_the_brokers_restart(
     broker: Broker, director: Director, processes: Processes, figures: Callable[[str], None]
 ) -> None:
     """It waits in the broker, not in the worker's memory: both are killed meanwhile."""
+    delay = 10.0
     director.submit([{"key": "failing", "act": "raise"}])
-    env = {**ENV, "SYNMANAGER_RETRY_DELAY": "10"}
+    env = {**ENV, "SYNMANAGER_RETRY_DELAY": str(delay)}
     first = processes.worker("first", env=env)
-    processes.await_event("failed", 10)
+    failed = processes.await_event("failed", 10)
     wait_until(lambda: director.counts().leased in (0, None), 5, "it is put back")
-    processes.await_event("failed", 10)
     first.signal(15)
     assert first.wait(10) == 0
     broker.restart_after_kill()
     processes.worker("second", env=env)
-    at = processes.await_event("started", 40, who="second")
-    history = processes.history()
-    assert [run.attempt for run in history.runs] == [1, 2]
-    seconds = at - history.runs[0].ended
-    figures(f"second attempt {seconds:.1f} s after the first failed (10 s +- 25 %, and a restart)")
+    # RabbitMQ 3 may forget in a crash that what failed was acknowledged, and hands it out as well,
+    # at once: that is not what waited.
+    at = wait_until(
+        lambda: [
+            run.began
+            for run in processes.history().runs
+            if run.who == "second" and run.began - failed >= 0.75 * delay
+        ],
+        40,
+        "what waited is due",
+    )[0]
+    runs = processes.history().runs
+    assert [run.attempt for run in runs] == [1] + [2] * (len(runs) - 1)
+    assert len(runs) <= (3 if isinstance(broker, RabbitMQ) else 2)
+    figures(
+        f"second attempt {at - failed:.1f} s after the first failed "
+        f"({delay:g} s +- 25 %, and a restart)"
+    )
