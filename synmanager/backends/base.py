@@ -242,7 +242,8 @@ class QueueBackend(ABC):
 
         The first non-empty queue wins; within a queue the highest rank, and within a rank the
         oldest. Waiting costs the broker next to nothing, and a message that arrives ends it
-        within milliseconds. When this returns, nothing but the returned delivery is held.
+        within milliseconds. When this returns, nothing but the returned delivery is held; what
+        may have come with it is on its way back, uncounted.
 
         Args:
             done: :meth:`ack` this one first. A worker does both after every job, and many

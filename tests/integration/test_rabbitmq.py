@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import pika
 import pytest
+from threads import in_thread, until
 
 from synmanager.backends import ExchangeSpec, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
@@ -191,6 +192,26 @@ def test_a_full_queue_refuses(client: RabbitMQBackend, plain: Any, spec: QueueSp
     assert client.count(spec.name).ready == 1
 
 
+def test_a_job_of_a_full_queue_comes_again_and_is_counted(
+    client: RabbitMQBackend, plain: Any, spec: QueueSpec
+) -> None:
+    """Its count is written into a copy, for which there is no room."""
+    limits = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    plain.queue_declare(spec.name, durable=True, arguments=limits)
+    client.declare(spec)
+    publish(client, spec, Rank.NORMAL)
+    method, _, _ = plain.basic_get(spec.name)
+    publish(client, spec, Rank.NORMAL)
+    plain.basic_nack(method.delivery_tag)
+    crashed = client.receive([spec.name], 10)
+    assert crashed is not None
+    assert crashed.attempt == 2
+    client.ack(crashed)
+    fresh = client.receive([spec.name], 10)
+    assert fresh is not None
+    assert fresh.attempt == 1
+
+
 def test_a_port_where_another_protocol_is_spoken(amqp_url: str) -> None:
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -238,6 +259,52 @@ def test_headers_that_pika_cannot_read_make_a_dead_letter(
     assert "cannot be read" in letter.reason
 
 
+@pytest.mark.parametrize(
+    "table",
+    [b"\x05scored" + struct.pack(">d", 1e300), b"\x01\xfft\x01"],
+    ids=["large number", "name that is no text"],
+)
+def test_headers_that_pika_cannot_write_are_left_out_of_a_copy(
+    client: RabbitMQBackend, plain: Any, spec: QueueSpec, table: bytes
+) -> None:
+    client.declare(spec)
+    with client._link as link, link.lane() as lane:  # type: ignore[union-attr]
+        flags = struct.pack(">H", pika.BasicProperties.FLAG_HEADERS)
+        lane.publish("", spec.name, [Content(flags + struct.pack(">I", len(table)) + table, b"{}")])
+    first = client.receive([spec.name], 10)
+    assert first is not None
+    assert first.defect is None
+    client.nack(first)
+    second = client.receive([spec.name], 10)
+    assert second is not None
+    assert second.attempt == 2
+    client.bury(second, "enough")
+    (letter,) = client.dead_letters(spec.name, 10)
+    assert (letter.message.body, letter.reason) == (b"{}", "enough")
+
+
+def test_trouble_with_what_is_done_beside_a_job_ends_no_heartbeats(
+    client: RabbitMQBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = []
+
+    def trouble() -> bool:
+        raise ArithmeticError("not foreseen")
+
+    def unfinished() -> bool:
+        done.append(time.monotonic())
+        return len(done) == 3
+
+    link = client._link
+    assert link is not None
+    with link:
+        link.later(trouble)
+        link.later(unfinished)
+    until(lambda: len(done) == 3, "what is not done is done at the next look")
+    assert "not foreseen" in caplog.text
+    assert link._chores == []
+
+
 def test_two_threads_that_settle_one_delivery_settle_it_once(
     client: RabbitMQBackend, spec: QueueSpec
 ) -> None:
@@ -261,6 +328,26 @@ def test_two_threads_that_settle_one_delivery_settle_it_once(
         client.purge(spec.name)
     assert client._link is not None
     assert len(set(client._link._idle)) == len(client._link._idle)
+
+
+def test_a_job_that_is_settled_while_another_is_asked_for_is_settled_once(
+    client: RabbitMQBackend, plain: Any, spec: QueueSpec
+) -> None:
+    other = QueueSpec(f"{spec.name}.other", spec.exchange, "other")
+    client.declare(spec, other)
+    for _ in range(30):
+        waiting = in_thread(client.receive, [other.name, spec.name], 10)
+        publish(client, spec, Rank.NORMAL)
+        delivery = waiting()
+        assert delivery is not None
+        asking = in_thread(client.receive, [other.name, spec.name], 0.0, delivery)
+        client.nack(delivery)
+        again = asking() or client.receive([spec.name], 0.0)
+        assert delivery.settled
+        if again is not None:  # the nack came first
+            client.ack(again)
+        assert client.count(spec.name).ready == 0
+    plain.queue_delete(other.name)
 
 
 def test_a_connection_that_is_cut_during_the_login_is_no_refusal(amqp_url: str) -> None:

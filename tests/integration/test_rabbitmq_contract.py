@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -15,10 +16,21 @@ from hypothesis import settings
 
 from synmanager.backends import ExchangeSpec, QueueBackend, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
+from synmanager.errors import PublishRefused
 from synmanager.settings import parse_url
 from synmanager.testing import BackendContract, BrokerUnderTest
 from synmanager.testing.model import ContractMachine
 from synmanager.testing.receiving import Receiving
+from synmanager.testing.steps import (
+    AT_ONCE,
+    WAIT,
+    in_thread,
+    make_message,
+    make_spec,
+    publish,
+    take,
+)
+from synmanager.testing.topic import Declare
 
 #: Headers and properties that make no sense, each by itself.
 DAMAGE: tuple[dict[str, Any], ...] = (
@@ -116,3 +128,26 @@ class TestWithoutSharedPrefetch(Receiving):
         connection = pika.BlockingConnection(pika.URLParameters(strict_url))
         yield RabbitMQUnderTest(strict_url, connection.channel())
         connection.close()
+
+    def test_what_cannot_go_back_is_not_the_jobs_fault(
+        self, broker: RabbitMQUnderTest, client: QueueBackend, other: QueueBackend, declare: Declare
+    ) -> None:
+        """What came beside it is copied into its queue, and here that is full."""
+        first = declare("fanout")
+        second = make_spec(exchange=first.exchange)
+        limits = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        broker._channel.queue_declare(second.name, durable=True, arguments=limits)
+        client.declare(second)
+        for number in range(20):
+            waiting = in_thread(client.receive, [first.name, second.name], WAIT)
+            time.sleep(broker.quiet)
+            left = 3
+            try:
+                publish(other, first, make_message(number), make_message("fills it"))
+            except PublishRefused:  # it was full already
+                left = 2
+            held = waiting.result(AT_ONCE)
+            assert held is not None
+            for _ in range(left):
+                other.ack(take(other, first, second, wait=AT_ONCE))
+            client.ack(held)

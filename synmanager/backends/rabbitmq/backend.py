@@ -53,6 +53,9 @@ __all__ = ["RabbitMQBackend"]
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that a look at the end of consumers waits for it.
+_PATIENCE = 1.0
+
 #: Dead letters that are put back at a time.
 _REDRIVEN_AT_ONCE = 100
 
@@ -371,24 +374,25 @@ class RabbitMQBackend(QueueBackend):
         That is how a single queue is consumed fastest: its consumer stays, and RabbitMQ answers
         an acknowledgement with the next message.
         """
-        alone = wait > 0 and list(queues) == [done.queue]
-        receipt = self._receipt(link, done, look=not alone)
+        receipt: _Receipt = done.receipt
         lane, tag = receipt.arrival.lane, receipt.arrival.tag
+        alone = wait > 0 and list(queues) == [done.queue] and not lane.is_stopping
+        self._receipt(link, done, look=not alone)
         if receipt.is_taken:
-            return None
-        if not alone:
-            self._remove(done, receipt)
             return None
         receipt.is_taken = True
         try:
+            if not alone:
+                self._remove(done, receipt)
+                return None
             lane.ack(tag)
             arrival = self._listen(link, lane, queues, wait)
             done.settled = True
+            return arrival
         except ChannelClosedByBroker as error:
             raise _lost(done) from error
         finally:
             receipt.is_taken = done.settled
-        return arrival
 
     def _listen(
         self, link: Link, lane: Lane | None, queues: Sequence[str], seconds: float
@@ -405,15 +409,33 @@ class RabbitMQBackend(QueueBackend):
                 arrivals = lane.stop_listening()
             elif len(queues) > 1:
                 lane.begin_to_stop()
-                link.later(lambda: self._put_back(link, lane.stop_listening()))
-        arrivals.sort(key=lambda arrival: queues.index(arrival.queue))
-        self._put_back(link, arrivals[1:])
+                link.later(lambda: self._finish_stopping(link, lane))
+            arrivals.sort(key=lambda arrival: queues.index(arrival.queue))
+            self._put_back(link, arrivals[1:])
         return arrivals[0] if arrivals else None
 
+    def _finish_stopping(self, link: Link, lane: Lane) -> bool:
+        """Put back what crossed; False if the broker has not ended the consumers yet."""
+        if not lane.has_stopped(_PATIENCE):
+            return False
+        if lane.is_stopping:  # else the job was settled meanwhile, and that with it
+            self._put_back(link, lane.stop_listening())
+        return True
+
     def _put_back(self, link: Link, extras: Sequence[Arrival]) -> None:
-        """Return what came beside a job, as it can where no prefetch limits a whole channel."""
+        """Return what came beside a job, as it can where no prefetch limits a whole channel.
+
+        Whatever becomes of it, the job itself stays ours.
+        """
         for extra in extras:
-            self._replace(link, extra, extra_attempts=0)
+            crashed = extra.redelivered and not properties.is_counted(extra.properties)
+            try:
+                self._replace(link, extra, extra_attempts=int(crashed))
+            except BaseException as error:
+                extra.lane.let_go(extra.tag)
+                if not isinstance(error, Exception) or not link.is_open:
+                    raise
+                logger.warning("a job of %s goes back as if it had begun: %s", extra.queue, error)
 
     def _accept(self, link: Link, arrival: Arrival) -> Delivery | None:
         """Make a delivery of what arrived; None if it has to come again first.
@@ -422,10 +444,18 @@ class RabbitMQBackend(QueueBackend):
         the count is written into a copy that takes its place, before anyone runs it: a job that
         kills its worker would otherwise never end.
         """
-        if arrival.redelivered and not properties.is_counted(arrival.properties):
+        if not arrival.redelivered or properties.is_counted(arrival.properties):
+            return self._make_delivery(link, arrival)
+        try:
             self._replace(link, arrival, extra_attempts=1)
-            return None
-        return self._make_delivery(link, arrival)
+        except PublishRefused:  # a full queue takes no copy, but what it has must be run
+            delivery = self._make_delivery(link, arrival)
+            delivery.attempt += 1
+            return delivery
+        except BaseException:
+            arrival.lane.close()
+            raise
+        return None
 
     def _make_delivery(self, link: Link, arrival: Arrival, settled: bool = False) -> Delivery:
         known = None
@@ -437,15 +467,11 @@ class RabbitMQBackend(QueueBackend):
 
     def _replace(self, link: Link, arrival: Arrival, *, extra_attempts: int) -> None:
         """Put a copy at the head of the queue, with a count of its attempts."""
-        try:
-            delivery = self._make_delivery(link, arrival)
-            attempts = delivery.attempt - 1 + extra_attempts
-            copy = properties.again(arrival.properties, delivery.message, attempts, head=True)
-            with link.lane() as lane:
-                _publish(lane, "", arrival.queue, [copy], [delivery.message])
-        except BaseException:
-            arrival.lane.let_go(arrival.tag)
-            raise
+        delivery = self._make_delivery(link, arrival)
+        attempts = delivery.attempt - 1 + extra_attempts
+        copy = properties.again(arrival.properties, delivery.message, attempts, head=True)
+        with link.lane() as lane:
+            _publish(lane, "", arrival.queue, [copy], [delivery.message])
         self._remove(delivery, _Receipt(link, arrival))
 
     def _remove(self, delivery: Delivery, receipt: _Receipt) -> None:

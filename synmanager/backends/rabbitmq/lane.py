@@ -89,7 +89,7 @@ class Lane:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._end: BaseException | None = None
-        self._held: set[int] = set()
+        self._held: dict[int, str] = {}  # delivery tag: queue
         self._confirming: dict[int, int] = {}  # delivery tag: index in the batch
         self._published = 0
         self._refused = 0
@@ -98,6 +98,8 @@ class Lane:
         self._shares_prefetch = False
         self._consumers: dict[str, None] = {}  # the queues; their names are the consumers' tags
         self._unanswered = 0
+        #: Whether consumers are being cancelled, and what crosses with that has not been taken.
+        self.is_stopping = False
         self._counts: dict[str, int] = {}
         opened: list[object] = []
         self._channel: GreedyChannel = link.wire.channel(on_open_callback=opened.append)
@@ -126,7 +128,7 @@ class Lane:
     @property
     def is_reusable(self) -> bool:
         """Whether nothing is held on it, nor awaited."""
-        is_in_use = self._held or self._confirming or self._consumers or self._unanswered
+        is_in_use = self._held or self._confirming or self._consumers or self.is_stopping
         return not (self.is_lost or is_in_use)
 
     def close(self) -> None:
@@ -167,12 +169,15 @@ class Lane:
         Each queue costs a trip, but for those that are only ``counted``, and are empty. Asked for
         a message as well, several might give one, of which all but one would be held and not run.
         """
-        arrival = self.get(queues[0], counted=counted)
-        empty = {queue for queue, messages in self._counts.items() if not messages}
-        for queue in queues[1:]:
-            if arrival is None and queue not in empty:
-                arrival = self.get(queue)
-        return arrival
+        empty: set[str] = set()
+        for queue in queues:
+            if queue not in empty:
+                arrival = self.get(queue, counted=counted)
+                if arrival is not None:
+                    return arrival
+                empty.update(each for each, messages in self._counts.items() if not messages)
+                counted = ()
+        return None
 
     def listen(self, queues: Sequence[str], seconds: float) -> list[Arrival]:
         """Consume the queues, and wait for a message from any of them.
@@ -199,30 +204,41 @@ class Lane:
         return list(self._consumers) == list(queues)
 
     def begin_to_stop(self) -> None:
-        """Ask for the end of the consumers; :meth:`stop_listening` waits for it."""
-        self._ask(Basic.Cancel(consumer_tag=queue) for queue in self._consumers)
-        self._consumers.clear()
+        """Ask for the end of the consumers, if there are any, without waiting for it."""
+        if self._consumers:
+            self._ask(Basic.Cancel(consumer_tag=queue) for queue in self._consumers)
+            self._consumers.clear()
+            self.is_stopping = True
+
+    def has_stopped(self, seconds: float) -> bool:
+        """Wait for the end of what :meth:`begin_to_stop` stops; False if it takes longer."""
+        return self._link.wait(
+            lambda: self._end or not self.is_stopping or not self._unanswered, seconds
+        )
 
     def stop_listening(self) -> list[Arrival]:
         """End the consumers; returns what crossed with that, which is held as well."""
         self.begin_to_stop()
+        if not self.is_stopping:
+            return []
         self._wait(lambda: not self._unanswered)
+        self.is_stopping = False
         return self._take_arrived()
 
     def let_go(self, tag: int) -> None:
         """Give back one delivery, for which nothing better can be done."""
-        if self._held == {tag}:
+        if list(self._held) == [tag]:
             self.close()
         elif self._channel.is_open:
             self._channel.basic_nack(tag)
-            self._held.discard(tag)
+            self._held.pop(tag, None)
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """Settle a delivery, or all up to it."""
         self._emit(ack_frame(tag, multiple, self._channel.channel_number), can_linger=True)
-        self._held.discard(tag)
+        self._held.pop(tag, None)
         if multiple:
-            self._held = {held for held in self._held if held > tag}
+            self._held = {held: queue for held, queue in self._held.items() if held > tag}
 
     def publish(self, exchange: str, routing_key: str, contents: Sequence[Content]) -> None:
         """Publish a batch and wait until the broker has accepted all of it.
@@ -332,7 +348,7 @@ class Lane:
         self._link.wire.emit(frames, can_linger=can_linger)
 
     def _hold(self, message: Incoming, queue: str) -> Arrival:
-        self._held.add(message.tag)
+        self._held[message.tag] = queue
         return Arrival(
             self, message.tag, queue, message.redelivered, message.properties, message.body
         )
@@ -349,7 +365,7 @@ class Lane:
     def _note_cancel(self, frame: Any) -> None:
         # Its queue was deleted; or, from 4.3 on, its job outlasts the broker's patience.
         self._consumers.pop(frame.method.consumer_tag, None)
-        if self._held:
+        if frame.method.consumer_tag in self._held.values():
             self.close()  # the broker has taken that back
 
     def _note_return(self, _: object, method: Any, *message: object) -> None:

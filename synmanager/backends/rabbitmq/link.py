@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import threading
@@ -19,6 +20,8 @@ from synmanager.backends.rabbitmq.wire import Wire
 from synmanager.errors import BrokerUnavailable, SynmanagerError
 
 __all__ = ["Link"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that an orderly goodbye may take before the connection is cut.
 _GOODBYE = 2.0
@@ -59,7 +62,8 @@ class Link:
         self._polling = False
         self._closed = False
         self._attention = threading.Event()
-        self._chores: list[Callable[[], None]] = []
+        self._chores: list[Callable[[], bool]] = []
+        self._doing_chores = False
         self._idle: list[Lane] = []
         #: Batches that were sent, and not confirmed in time because the broker reads nothing for
         #: lack of room: they will be, and who repeats one waits for that.
@@ -137,8 +141,12 @@ class Link:
         if self.wire.ended is None:
             self._do_io(0)
 
-    def later(self, chore: Callable[[], None]) -> None:
-        """Have something done soon by the thread that looks in; needs the lock, and so does it."""
+    def later(self, chore: Callable[[], bool]) -> None:
+        """Have something done soon by the thread that looks in; needs the lock, and so does it.
+
+        Args:
+            chore: returns whether it is done, or else is called again after the next pause.
+        """
         self._chores.append(chore)
         self._attention.set()
 
@@ -146,10 +154,22 @@ class Link:
         """Do what is due while nobody waits; needs the lock."""
         self._attention.clear()
         self.glance()
-        while self._chores:
-            chore = self._chores.pop(0)
-            with suppress(SynmanagerError, *TRANSLATED):  # what is lost is the broker's again
-                chore()
+        chores, self._chores = self._chores, []
+        self._doing_chores = True
+        try:
+            self._chores += [chore for chore in chores if not self._is_done(chore)]
+        finally:
+            self._doing_chores = False
+            self._changed.notify_all()
+
+    def _is_done(self, chore: Callable[[], bool]) -> bool:
+        try:
+            return chore()
+        except (SynmanagerError, *TRANSLATED):
+            return True  # with its channel or connection, what it was about is the broker's again
+        except Exception:  # a thread that ended would end the heartbeats
+            logger.exception("unexpected trouble on the connection to %s", self._where)
+            return True
 
     def lane(self, lane: Lane | None = None) -> _Loan:
         """A channel for one call, as a context manager; the caller holds the lock.
@@ -172,6 +192,9 @@ class Link:
     def close(self) -> None:
         """Say goodbye and cut the connection; waiting threads end with ``BrokerUnavailable``."""
         with self._lock:
+            if self._doing_chores and self.is_open:
+                with suppress(Exception):  # half done, it would be done again
+                    self.wait(lambda: not self._doing_chores, min(_GOODBYE, self.timeout))
             if self._closed:
                 return
             self._closed = True

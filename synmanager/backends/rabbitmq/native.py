@@ -28,6 +28,7 @@ class NativeLane(Lane):
     """A caller's own channel, in the place of a lane: it settles, and no more."""
 
     is_reusable = False
+    is_stopping = False
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -39,9 +40,6 @@ class NativeLane(Lane):
     def close(self) -> None:
         if self._channel.is_open:  # pika's blocking channels know no other state
             self._channel.close()
-
-    def let_go(self, tag: int) -> None:
-        self.close()
 
     def stop_listening(self) -> list[Arrival]:
         return []  # the consumer is its owner's

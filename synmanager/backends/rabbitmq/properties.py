@@ -127,7 +127,7 @@ def onward(original: BasicProperties, body: bytes) -> Content:
     properties = copy.copy(original)
     properties.headers = {
         name: value
-        for name, value in (original.headers or {}).items()
+        for name, value in _named(original.headers).items()
         if name.startswith("x-synmanager-") or not name.startswith("x-")
     }
     return _encode(properties, body)
@@ -254,18 +254,27 @@ def _copy(original: BasicProperties, message: Message) -> BasicProperties:
     properties.message_id = message.id
     properties.delivery_mode = _PERSISTENT
     properties.expiration = None  # of its first wait, if it had one
-    if len(_encode(properties, b"").properties) > _MOST_PROPERTIES:  # with ours, over a frame
-        return _new_properties(message)
-    return properties
+    properties.user_id = None  # the broker takes nobody's but our own
+    properties.headers = _named(properties.headers)
+    try:
+        fits = len(_encode(properties, b"").properties) <= _MOST_PROPERTIES  # a frame, with ours
+    except Exception:  # pika reads more than it can write: large floats, for one
+        fits = False
+    return properties if fits else _new_properties(message)
 
 
 def _own(properties: BasicProperties) -> dict[str, Any]:
     """The headers that its producer set: not the broker's, nor those of an earlier way."""
     return {
         name: value
-        for name, value in (properties.headers or {}).items()
+        for name, value in _named(properties.headers).items()
         if name in (_SCHEMA, _SUBMITTED_AT) or not name.startswith(("x-", "synmanager-"))
     }
+
+
+def _named(headers: Mapping[Any, Any] | None) -> dict[str, Any]:
+    """The headers whose names are text; pika leaves others as bytes."""
+    return {name: value for name, value in (headers or {}).items() if isinstance(name, str)}
 
 
 def _encode(properties: BasicProperties, body: bytes) -> Content:

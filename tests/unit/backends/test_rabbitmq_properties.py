@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from struct import pack
 from typing import Any
 
 import pytest
@@ -95,6 +96,27 @@ def test_a_copy_keeps_what_its_producer_said_and_drops_what_the_broker_did() -> 
     assert copy.headers == {"tenant": "a", "x-synmanager-attempts": 3}
     assert original.headers is not None
     assert "x-death" in original.headers
+
+
+@given(st.binary(max_size=60))
+def test_whatever_pika_can_read_can_be_copied(table: bytes) -> None:
+    flags = pack(">H", BasicProperties.FLAG_HEADERS)
+    original = properties.parse(flags + pack(">I", len(table)) + table)
+    message = properties.read(original, b"{}").message
+    properties.again(original, message, 1)
+    properties.dead(original, message, "train", 1, "why")
+
+
+@pytest.mark.parametrize("headers", [{"score": 1 << 70}, {b"\xff": 1}, {"nested": {b"\xff": 1}}])
+def test_headers_that_pika_cannot_write_are_left_out(headers: Any) -> None:
+    original = BasicProperties(message_id="an id", user_id="somebody", headers=headers)
+    message = Message(b"{}", id="an id")
+    for copy in (
+        properties.again(original, message, 1),
+        properties.dead(original, message, "train", 1, "why"),
+    ):
+        assert headers_of(copy)["x-synmanager-attempts"] == 1
+        assert decode(copy).user_id is None
 
 
 def test_headers_that_leave_no_room_for_ours_are_dropped() -> None:
