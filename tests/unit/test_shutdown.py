@@ -32,6 +32,7 @@ from synmanager import Worker, current_job, runner
 from synmanager.train import TrainConsumerOperator, TrainProducerOperator
 
 runner._SLICE = 0.05  # else a second
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 
 def say(*words):
     print(*words, flush=True)
