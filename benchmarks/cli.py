@@ -36,12 +36,12 @@ _MOST_QUICK = 10_000
 
 _EXAMPLES = f"""\
 examples:
-  python -m benchmarks                             everything; about 35 minutes
+  python -m benchmarks                             everything; about 45 minutes
   python -m benchmarks --list                      the names of the rows
   python -m benchmarks --only redis-listen         one row
   python -m benchmarks --only memory import        two rows
   python -m benchmarks --quick                     everything in minutes; for a look, not a figure
-  python -m benchmarks --most 100000               a shorter longest queue: 15 minutes less
+  python -m benchmarks --most 100000               a shorter longest queue: 18 minutes less
   python -m benchmarks --draw                      nothing but chart and page, of the last figures
 
 Brokers are started on free ports and ended afterwards. To measure on others, name servers that
