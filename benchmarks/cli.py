@@ -88,7 +88,7 @@ def _measure(options: argparse.Namespace, results_path: Path | None) -> list[str
                 continue
             print(f"{perf_counter() - row_began:.0f} s", file=sys.stderr)
             measured += results
-            about = {**machine(), **brokers.describe(), "rounds": str(options.repeat)}
+            about = {**machine(), **brokers.describe()}
             if results_path is not None:
                 write_results(results_path, {name: results}, about)
     if measured:

@@ -91,7 +91,7 @@ def _spread(values: Sequence[float], unit: str, digits: int | None = None) -> st
     low, middle, high = (
         _number(value, digits) for value in (min(values), median(values), max(values))
     )
-    return f"{middle} {unit} ({low}-{high})"
+    return f"{middle} {unit} ({low}-{high}, n = {len(values)})"
 
 
 def _number(value: float, digits: int | None = None) -> str:
