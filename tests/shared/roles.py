@@ -143,7 +143,7 @@ class Roles:
         producer.submit({"run": 1})
         producer.submit({"run": 2}, priority="high")
         until(lambda: consumer.check_message_count() == 3, "the job is due")
-        assert time.monotonic() - begun >= 1.49  # the broker's own clock, which may tick in ms
+        assert time.monotonic() - begun >= 1.5
         assert [consumer.poll_message(lambda run: run) for _ in range(3)] == [2, 0, 1]
 
     def test_subscribers(self, grid: Grid) -> None:

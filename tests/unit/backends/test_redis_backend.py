@@ -496,3 +496,13 @@ class TestDeclare:
             taken.append(delivery.message.id)
             client.ack(delivery)
         assert len(taken) == (3 if damage == "lease" else 2)
+
+
+def test_a_delayed_job_is_never_due_early(broker: Broker) -> None:
+    """The server's clock has microseconds, and due times have not."""
+    client = broker.client()
+    for number in range(20):
+        seconds, micros = broker.foreigner.time()
+        client.publish("exchange", "key", [Message(b"{}", id=str(number))], delay=60)
+        last: Any = broker.foreigner.zrange(f"{BASE}:due", -1, -1, withscores=True)
+        assert last[0][1] >= seconds * 1000 + micros / 1000 + 60_000

@@ -21,6 +21,11 @@ local function milliseconds()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- When what waits from now on is due: never early, though the milliseconds of now are cut off.
+local function due_after(delay)
+  return milliseconds() + 1 + delay
+end
+
 local function ring(base)
   redis.call('XADD', base .. ':bell', 'MAXLEN', 1, '*', 'ring', '')
 end

@@ -5,7 +5,7 @@ if not redis.call('ZSCORE', base .. ':leases', lease) then return not_held(base,
 local rank, entry = parse(lease)
 local fields = delay > 0 and entry_of(base .. ':' .. rank, entry)
 if fields then
-  postpone(base, rank, ARGV[2], ARGV[5], milliseconds() + delay, fields)
+  postpone(base, rank, ARGV[2], ARGV[5], due_after(delay), fields)
   finish(base, lease, rank, entry)
 else
   release(base, lease, ARGV[4])

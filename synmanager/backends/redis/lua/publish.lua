@@ -8,7 +8,7 @@ local kind = redis.call('HGET', KEYS[1], ARGV[1])
 if not kind then return 0 end
 local queues = redis.call('SMEMBERS', kind == 'fanout' and KEYS[2] or KEYS[3])
 local delay = tonumber(ARGV[3])
-local due = delay > 0 and milliseconds() + delay
+local due = delay > 0 and due_after(delay)
 
 for _, queue in ipairs(queues) do
   local base = ARGV[2] .. queue
