@@ -428,9 +428,8 @@ class RabbitMQBackend(QueueBackend):
         Whatever becomes of it, the job itself stays ours.
         """
         for extra in extras:
-            crashed = extra.redelivered and not properties.is_counted(extra.properties)
             try:
-                self._replace(link, extra, extra_attempts=int(crashed))
+                self._replace(link, extra, extra_attempts=int(_has_uncounted(extra)))
             except BaseException as error:
                 extra.lane.let_go(extra.tag)
                 if not isinstance(error, Exception) or not link.is_open:
@@ -444,7 +443,7 @@ class RabbitMQBackend(QueueBackend):
         the count is written into a copy that takes its place, before anyone runs it: a job that
         kills its worker would otherwise never end.
         """
-        if not arrival.redelivered or properties.is_counted(arrival.properties):
+        if not _has_uncounted(arrival):
             return self._make_delivery(link, arrival)
         try:
             self._replace(link, arrival, extra_attempts=1)
@@ -487,6 +486,11 @@ class RabbitMQBackend(QueueBackend):
         self._lost[_digest(arrival)] = message_id
         if len(self._lost) > _REMEMBERED:
             self._lost.popitem(last=False)
+
+
+def _has_uncounted(arrival: Arrival) -> bool:
+    """Whether a delivery before this one came to nothing, and nobody has counted it."""
+    return arrival.redelivered and not properties.is_counted(arrival.properties)
 
 
 def _digest(arrival: Arrival) -> bytes:
