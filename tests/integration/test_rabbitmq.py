@@ -232,6 +232,16 @@ def nested(depth: int) -> bytes:
     return table
 
 
+def publish_with_headers(
+    client: RabbitMQBackend, spec: QueueSpec, table: bytes, body: bytes
+) -> None:
+    """Publish with a table of headers that pika would not write."""
+    flags = struct.pack(">H", pika.BasicProperties.FLAG_HEADERS)
+    content = Content(flags + struct.pack(">I", len(table)) + table, body)
+    with client._link as link, link.lane() as lane:  # type: ignore[union-attr]
+        lane.publish("", spec.name, [content])
+
+
 @pytest.mark.parametrize(
     "table", [nested(1500), b"\x04whenT" + struct.pack(">Q", 1 << 62)], ids=["deep", "far future"]
 )
@@ -239,10 +249,7 @@ def test_headers_that_pika_cannot_read_make_a_dead_letter(
     client: RabbitMQBackend, plain: Any, spec: QueueSpec, table: bytes
 ) -> None:
     client.declare(spec)
-    with client._link as link, link.lane() as lane:  # type: ignore[union-attr]
-        flags = struct.pack(">H", pika.BasicProperties.FLAG_HEADERS)
-        headers = Content(flags + struct.pack(">I", len(table)) + table, b'{"number": 1}')
-        lane.publish("", spec.name, [headers])
+    publish_with_headers(client, spec, table, b'{"number": 1}')
     publish(client, spec, Rank.LOW)
     bodies = []
     for _ in range(2):
@@ -268,9 +275,7 @@ def test_headers_that_pika_cannot_write_are_left_out_of_a_copy(
     client: RabbitMQBackend, plain: Any, spec: QueueSpec, table: bytes
 ) -> None:
     client.declare(spec)
-    with client._link as link, link.lane() as lane:  # type: ignore[union-attr]
-        flags = struct.pack(">H", pika.BasicProperties.FLAG_HEADERS)
-        lane.publish("", spec.name, [Content(flags + struct.pack(">I", len(table)) + table, b"{}")])
+    publish_with_headers(client, spec, table, b"{}")
     first = client.receive([spec.name], 10)
     assert first is not None
     assert first.defect is None
