@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 __all__ = ["Clock", "ManualClock"]
 
@@ -17,6 +18,20 @@ class Clock:
     def wait(self, condition: threading.Condition, seconds: float) -> None:
         """Wait until notified or ``seconds`` have passed. The caller holds the condition."""
         condition.wait(seconds)
+
+    def wait_until(self, until: float, ends: Callable[[float], bool]) -> bool:
+        """Wait by a function that takes seconds and tells whether what it waits for has come."""
+        return ends(max(0.0, until - self.now()))
+
+    def sleep(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+        time.sleep(seconds)
+
+    def keep_up(self, interval: float, chore: Callable[[], object]) -> None:
+        """Do a bound method at least every ``interval`` seconds where time can jump.
+
+        Whoever asks has a thread of its own, for which time passes as it does.
+        """
 
 
 class ManualClock(Clock):

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from synmanager import config
 from synmanager.backends.base import ExchangeSpec, QueueSpec
 
-__all__ = ["COMPLETED", "EVALUATE", "PHASES", "PREPROCESS", "TRAIN", "Phase"]
+__all__ = [
+    "COMPLETED",
+    "EVALUATE",
+    "PHASES",
+    "PREPROCESS",
+    "TRAIN",
+    "WORK_PHASES",
+    "Phase",
+    "WorkPhase",
+    "with_phases",
+]
+
+#: The phases that carry work, by name.
+WorkPhase: TypeAlias = Literal["preprocess", "train", "evaluate"]
+
+#: The same, highest rank first.
+WORK_PHASES: tuple[WorkPhase, ...] = ("preprocess", "train", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -34,3 +52,9 @@ COMPLETED = Phase("completed", config.COMPLETED_QUEUE, _FANOUT, config.COMPLETED
 
 #: By name, highest rank first.
 PHASES = {phase.name: phase for phase in (PREPROCESS, TRAIN, EVALUATE, COMPLETED)}
+
+
+def with_phases(known: Iterable[str] | None) -> list[str]:
+    """The names of all queues: the phases' by rank, then the others that a broker lists."""
+    names = [phase.queue for phase in PHASES.values()]
+    return names + sorted(name for name in known or () if name not in names)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,8 @@ class TestBroker:
             ("rabbitmq", "amqp"),
             ("RabbitMQ", "amqp"),
             ("redis", "redis"),
+            ("sqlite", "sqlite"),
+            ("sqlite:///jobs.db", "sqlite"),
             ("memory", "memory"),
             (" memory ", "memory"),
             ("amqp://", "amqp"),
@@ -55,6 +60,35 @@ class TestBroker:
         assert (address.username, address.password) == ("al/ice", "p@ss#")
         assert address.path == "grid/one"
         assert address.options == {"cafile": "/etc/ca"}
+
+    @pytest.mark.parametrize(
+        ("url", "path"),
+        [
+            ("sqlite:///jobs.db", "jobs.db"),
+            ("sqlite:////data/jobs.db", "/data/jobs.db"),
+            ("sqlite:////data/a%20b%3Fc.db", "/data/a b?c.db"),
+        ],
+    )
+    def test_a_file(self, url: str, path: str) -> None:
+        address = load(url=url).address
+        assert (address.path, address.options) == (path, {})
+
+    @pytest.mark.parametrize("url", ["sqlite", "sqlite://", "sqlite:///"])
+    @pytest.mark.parametrize(
+        ("environ", "state"),
+        [
+            ({"HOME": "/home/a"}, "/home/a/.local/state"),
+            ({"HOME": "/home/a", "XDG_STATE_HOME": "/state"}, "/state"),
+            ({"HOME": "/home/a", "XDG_STATE_HOME": "relative"}, "/home/a/.local/state"),
+            ({}, os.path.expanduser("~/.local/state")),
+        ],
+    )
+    def test_the_file_that_is_not_named(
+        self, url: str, environ: dict[str, str], state: str
+    ) -> None:
+        address = load(environ, url=url).address
+        assert address.path == f"{state}/synmanager/jobs.db"
+        assert address.options == {"mkdir": "true"}
 
     def test_an_ipv6_address(self) -> None:
         address = parse_url("redis://[::1]:6379/0")
@@ -138,6 +172,10 @@ REFUSED_URLS = {
     "an option with a blank value": "rediss://host?cafile=",
     "an option given twice": "redis://host?prefix=a&prefix=b",
     "an option that memory does not know": "memory://?cafile=x",
+    "a file for a host": "sqlite://jobs.db",
+    "a file on a host": "sqlite://host/jobs.db",
+    "a home that nobody expands": "sqlite:///~/jobs.db",
+    "an option that a file does not know": "sqlite:///jobs.db?cafile=x",
 }
 
 
@@ -178,10 +216,120 @@ def test_a_port_of_many_digits() -> None:
         load(port="9" * 5000)
 
 
-@pytest.mark.parametrize("host", ["", " ", "a b", "amqp://host", "user:pw@host", 7, b"host"])
+REFUSED_HOSTS = {
+    "empty": "",
+    "blank": " ",
+    "a space": "a b",
+    "a URL": "amqp://host",
+    "a user": "user:pw@host",
+    "a number": 7,
+    "bytes": b"host",
+    "an empty label": "mq..example",
+    "a dot first": ".mq",
+    "only a dot": ".",
+    "a port": "name:5672",
+    "a port after an address": "127.0.0.1:5672",
+    "a port after an IPv6 address": "[::1]:5672",
+    "half an IPv6 address": "[::1",
+    "a name in brackets": "[mq]",
+    "an IPv6 address too long": "1:2:3:4:5:6:7:8:9",
+    "several": "a,b",
+    "several with ports": "a:1,b:2",
+    "a label too long": "x" * 64,
+    "a name too long": ".".join(["x" * 60] * 5),
+    "what IDNA cannot write": "ü" * 64,
+    "what IDNA forbids": "mq\ue000",
+    "a lone surrogate": "mq\ud800",
+    "a null character": "mq\0",
+    "an escape code": "mq\x1b[2J",
+    "a line break": "mq\r\nhost",
+    "percent-encoding": "mq%20",
+    "a zone that is none": "fe80::1%a b",
+}
+
+
+@pytest.mark.parametrize("host", REFUSED_HOSTS.values(), ids=REFUSED_HOSTS.keys())
 def test_a_host_that_cannot_be(host: Any) -> None:
-    with pytest.raises(ConfigurationError, match="host"):
+    with pytest.raises(ConfigurationError, match=r"^host must"):
         TrainProducerOperator(host, url="memory")
+    for operator in (TrainProducerOperator(url="memory"), TrainConsumerOperator(url="memory")):
+        operator.host = host
+        with pytest.raises(ConfigurationError, match=r"^host must"):
+            operator.connect()
+        assert not operator.is_connected()
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("mq_1.example", None),
+        ("mq.example.", None),
+        ("x" * 63, None),
+        ("10.0.0.1", None),
+        ("bücher.example", None),
+        ("::1", None),
+        ("[::1]", "::1"),
+        ("fe80::1%eth0", None),
+        ("::ffff:10.0.0.1", None),
+    ],
+)
+def test_a_host_that_can_be(host: str, known: str | None) -> None:
+    assert load(host=host).address.host == (known or host)
+    operator = TrainProducerOperator(host, url="memory")
+    with operator:
+        assert operator.is_connected()
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("amqp://mq..example", "host must be a name"),
+        ("amqp://me:pw@a,b..c:5672/", "host must be a name"),
+        ("amqp://me:pw@a:5672,b:0/", "port must be"),
+        ("amqp://me:pw@a,b:65536/", "host and port"),
+        ("amqp://me:pw@a,,b/", "none of them empty"),
+        ("amqp://me:pw@a,/", "none of them empty"),
+        ("amqp://me:pw@,a/", "none of them empty"),
+        ("amqp://me:pw@a,[::1/", "host and port"),
+        ("redis://:a,pw@c:6379,d:6379/0", "redis.*sentinel.*cluster"),
+        ("memory://me:pw@a,b:7/x", "memory:// has one host, not 2"),
+        ("sqlite://a,b/jobs.db", "a file has no host"),
+        ("amqp://user:p%FFw@host", "password is not UTF-8"),
+        ("amqp://user:p%00w@host", "password holds a null"),
+        ("amqp://us%FFer:pw@host", "user name is not UTF-8"),
+        ("amqp://user:p\udcffw@host", "password is not text"),
+        ("amqp://host/%FF", "path is not UTF-8"),
+        ("amqps://host/?cafile=/a%00b", "option 'cafile' holds a null"),
+    ],
+)
+def test_a_url_that_no_broker_can_be_told(url: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why) as error:
+        TrainProducerOperator(url=url)
+    assert "pw" not in str(error.value)
+
+
+def test_a_comma_in_a_password_is_no_second_host() -> None:
+    address = parse_url("amqp://user:a,b@host")
+    assert (address.password, address.hosts) == ("a,b", (("host", None),))
+
+
+def test_host_and_port_are_one_hosts() -> None:
+    environ = {"SYNMANAGER_BACKEND": "amqp://a:1,b:2/grid"}
+    settings = load(environ)
+    assert settings.address.hosts == (("a", 1), ("b", 2))
+    assert settings.at("a", 1) == settings  # as an operator's connect() repeats them
+    for host in "a", "c":
+        assert load(environ, host=host).address.hosts == ((host, 1),)
+    assert settings.at("c", 3).address.hosts == (("c", 3),)
+    with pytest.raises(ConfigurationError, match="port is one host's"):
+        settings.at(None, 3)
+
+
+def test_credentials_in_the_environment_that_are_no_text() -> None:
+    for secret, why in (("p\udcffw", "not text"), ("p\0w", "null")):
+        environ = {"SYNMANAGER_USERNAME": "alice", "SYNMANAGER_PASSWORD": secret}
+        with pytest.raises(ConfigurationError, match=f"^SYNMANAGER_PASSWORD.*{why}"):
+            load(environ)
 
 
 @pytest.mark.parametrize(("name", "value"), [("host", "amqp://x"), ("port", "abc"), ("port", 0)])
@@ -207,6 +355,7 @@ TIMES = {
     "SYNMANAGER_RETRY_DELAY": "retry_delay",
     "SYNMANAGER_RECONNECT": "reconnect",
     "SYNMANAGER_GRACE": "grace",
+    "SYNMANAGER_TIME_LIMIT": "time_limit",
 }
 NUMBERS = {"SYNMANAGER_MAX_ATTEMPTS": "max_attempts", "SYNMANAGER_MAX_BYTES": "max_bytes"}
 IN_THE_ADDRESS = {"lease", "timeout", "heartbeat"}
@@ -232,7 +381,9 @@ def test_an_absurd_time(variable: str, value: str) -> None:
         load({variable: value})
 
 
-@pytest.mark.parametrize("variable", ["SYNMANAGER_LEASE", "SYNMANAGER_TIMEOUT"])
+@pytest.mark.parametrize(
+    "variable", ["SYNMANAGER_LEASE", "SYNMANAGER_TIMEOUT", "SYNMANAGER_TIME_LIMIT"]
+)
 def test_no_time_at_all(variable: str) -> None:
     with pytest.raises(ConfigurationError, match=variable):
         load({variable: "0"})
@@ -259,6 +410,8 @@ def test_a_number_that_cannot_be(variable: str, value: str) -> None:
         ("lease", math.nan),
         ("lease", "soon"),
         ("lease", []),
+        ("lease", True),
+        ("max_attempts", True),
         ("max_attempts", 0),
         ("max_attempts", -1),
         ("max_attempts", 2.5),
@@ -283,12 +436,39 @@ def test_arguments_win_over_variables() -> None:
     assert (settings.address.lease, settings.max_attempts) == (70, 80)
 
 
+def test_a_time_limit_is_seconds_or_a_timedelta() -> None:
+    assert load(time_limit=7.5).time_limit == 7.5
+    assert load(time_limit=timedelta(days=30)).time_limit == 30 * 86_400
+    assert load({"SYNMANAGER_TIME_LIMIT": "3600"}, time_limit=timedelta(minutes=1)).time_limit == 60
+    refused: list[Any] = [timedelta(0), timedelta(days=31), True, [], "soon", Decimal("NaN")]
+    for wrong in (*refused, 10**400):
+        with pytest.raises(ConfigurationError, match=r"^time_limit must be a number of seconds"):
+            load(time_limit=wrong)
+
+
+def test_what_is_given_instead_is_shown_on_one_short_line() -> None:
+    class Awkward:
+        def __repr__(self) -> str:
+            raise ZeroDivisionError
+
+    for wrong in ("\x1b[2J\n" * 10_000, Awkward()):
+        arguments: tuple[dict[str, Any], ...] = (
+            {"port": wrong}, {"lease": wrong}, {"max_attempts": wrong}, {"host": wrong},
+        )  # fmt: skip
+        for argument in arguments:
+            with pytest.raises(ConfigurationError) as error:
+                load(**argument)
+            assert str(error.value).isprintable()
+            assert len(str(error.value)) < 400
+
+
 def test_the_defaults() -> None:
     settings = load()
     address = settings.address
     assert (address.lease, address.timeout, address.heartbeat) == (60, 30, 20)
     assert (settings.max_attempts, settings.retry_delay, settings.grace) == (5, 1, 25)
     assert settings.reconnect is None
+    assert settings.time_limit is None
     assert settings.max_bytes == 8 * 1024 * 1024
 
 
