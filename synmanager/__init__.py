@@ -21,17 +21,24 @@ if TYPE_CHECKING:
         train,
     )
     from synmanager.archiver import Archiver
-    from synmanager.errors import Reject, Retry
+    from synmanager.errors import Cancelled, Reject, Retry
     from synmanager.job import Job, current_job
+    from synmanager.jobs import Jobs
+    from synmanager.journal.failures import Failure
     from synmanager.message import Rank
+    from synmanager.sweep import Sweep
     from synmanager.worker import Worker
 
 __all__ = [
     "Archiver",
+    "Cancelled",
+    "Failure",
     "Job",
+    "Jobs",
     "Rank",
     "Reject",
     "Retry",
+    "Sweep",
     "Worker",
     "abstract",
     "base",
@@ -48,10 +55,14 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "Archiver": "archiver",
+    "Cancelled": "errors",
+    "Failure": "journal.failures",
     "Job": "job",
+    "Jobs": "jobs",
     "Rank": "message",
     "Reject": "errors",
     "Retry": "errors",
+    "Sweep": "sweep",
     "Worker": "worker",
     "current_job": "job",
 }

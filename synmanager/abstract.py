@@ -9,7 +9,15 @@ __all__ = ["AbstractOperator"]
 
 
 class AbstractOperator(ABC):
-    """Connect, process, delete, disconnect."""
+    """Connect, process, delete, disconnect: what 0.1.0 promises of every operator.
+
+    To make one, use a phase's, such as ``synmanager.train.TrainProducerOperator``.
+
+    Example:
+        >>> from synmanager.train import TrainProducerOperator
+        >>> issubclass(TrainProducerOperator, AbstractOperator)
+        True
+    """
 
     @abstractmethod
     def connect(self) -> None:

@@ -9,12 +9,26 @@ __all__ = ["CompletedConsumerOperator", "CompletedProducerOperator"]
 
 
 class CompletedProducerOperator(ProducerOperator):
-    """Submits to the ``completed`` queue."""
+    """Submits results to the queue ``completed``.
+
+    Example:
+        >>> with CompletedProducerOperator(url="memory") as producer:
+        ...     producer.process(loss=0.2)
+        '{"loss": 0.2}'
+    """
 
     phase = COMPLETED
 
 
 class CompletedConsumerOperator(ConsumerOperator):
-    """Takes from the ``completed`` queue."""
+    """Takes results from the queue ``completed``.
+
+    Example:
+        >>> with CompletedProducerOperator(url="memory") as producer:
+        ...     text = producer.process(loss=0.2)
+        >>> with CompletedConsumerOperator(url="memory") as consumer:
+        ...     consumer.poll_message(lambda loss: loss)
+        0.2
+    """
 
     phase = COMPLETED

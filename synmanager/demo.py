@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import uuid
@@ -10,11 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from synmanager.archiver import Archiver
+from synmanager.backends.registry import create_backend
 from synmanager.base import ConsumerOperator
 from synmanager.completed import CompletedConsumerOperator
-from synmanager.errors import ConfigurationError
+from synmanager.errors import ConfigurationError, SynmanagerError
 from synmanager.evaluate import EvaluateConsumerOperator, EvaluateProducerOperator
+from synmanager.phases import PHASES
 from synmanager.preprocess import PreprocessConsumerOperator, PreprocessProducerOperator
+from synmanager.settings import load_settings
+from synmanager.terminal import complain
+from synmanager.text import shown
 from synmanager.train import TrainConsumerOperator, TrainProducerOperator
 from synmanager.worker import Worker
 
@@ -41,12 +45,12 @@ class Demo:
     """The cycle.
 
     Args:
-        backend: a name or a URL, as in ``SYNMANAGER_BACKEND``.
+        backend: a name or a URL, as in ``SYNMANAGER_BACKEND``; None for that.
         runs: training runs in the sweep.
         ttps: TTPs that share the work.
     """
 
-    def __init__(self, backend: str, runs: int = 8, ttps: int = 2) -> None:
+    def __init__(self, backend: str | None, runs: int = 8, ttps: int = 2) -> None:
         self._url = backend
         self._runs = runs
         self._ttps = ttps
@@ -58,7 +62,7 @@ class Demo:
         self._evaluations = EvaluateProducerOperator(url=backend)
 
     def run(self) -> None:
-        """Run it, printing as it goes.
+        """Run it, printing as it goes. However it ends, none of its jobs is left.
 
         Raises:
             ConfigurationError: there are other jobs in the queues; a pretended TTP must not
@@ -81,6 +85,7 @@ class Demo:
                     service.stop()
                 for thread in threads:
                     thread.join(timeout=10)
+                self._sweep()
         self._summarise(time.monotonic() - began)
 
     def _submit(self) -> None:
@@ -108,22 +113,29 @@ class Demo:
         if kind == "train":
             self._evaluations.process(**self._job("evaluate", run))
         self._archive.append(_Result(kind, kwargs["ttp"], kwargs["waited"], kwargs["worked"]))
-        self._show(f"{kwargs['ttp']}: {kind}{'' if kind == 'align' else f' run {run}'}")
+        what = f"{kwargs['ttp']}: {kind}{'' if kind == 'align' else f' run {run}'}"
+        self._show(shown(what, 60))
         if len(self._archive) == self._expected:
             self._finished.set()
 
     def _show(self, text: str) -> None:
         done, width = len(self._archive), 24
         bar = "#" * (width * done // self._expected)
-        print(f"[{bar:<{width}}] {done:>{len(str(self._expected))}}/{self._expected}  {text}")
-        sys.stdout.flush()
+        count = f"{done:>{len(str(self._expected))}}/{self._expected}"
+        try:
+            print(f"[{bar:<{width}}] {count}  {text}", flush=True)
+        except OSError as error:  # nobody reads: no failure of the job's, to be tried again
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._finished.set()
 
     def _serve(self, service: Worker | Archiver) -> None:
         try:
             service.run()
         except BaseException as error:
-            self._failure = error
-            self._finished.set()
+            self._fail(error)
 
     def _await_results(self) -> None:
         seen = -1
@@ -149,6 +161,28 @@ class Demo:
                     f"{waiting} jobs wait in {consumer.queue!r}, and the demo's TTPs would take "
                     "them; run the demo on a broker, virtual host or database of its own"
                 )
+
+    def _sweep(self) -> None:
+        """Remove what is left of this demo's jobs, where it was interrupted or has failed."""
+        if self._finished.is_set() and self._failure is None:
+            return
+        mine = self._project.encode()
+        backend = create_backend(load_settings(url=self._url).address)
+        try:
+            backend.open()
+            for phase in PHASES.values():
+                others = []
+                while (delivery := backend.receive([phase.queue], 0)) is not None:
+                    if mine in delivery.message.body:
+                        backend.ack(delivery)
+                    else:
+                        others.append(delivery)
+                for delivery in reversed(others):
+                    backend.nack(delivery, count=False)
+        except SynmanagerError as error:
+            complain(f"synmanager: jobs of {self._project} are left: {shown(error)}")
+        finally:
+            backend.close()
 
     def _summarise(self, seconds: float) -> None:
         names = sorted({result.ttp for result in self._archive})

@@ -9,12 +9,26 @@ __all__ = ["EvaluateConsumerOperator", "EvaluateProducerOperator"]
 
 
 class EvaluateProducerOperator(ProducerOperator):
-    """Submits to the ``evaluate`` queue."""
+    """Submits evaluations to the queue ``evaluate``.
+
+    Example:
+        >>> with EvaluateProducerOperator(url="memory") as producer:
+        ...     producer.process(model="m1")
+        '{"model": "m1"}'
+    """
 
     phase = EVALUATE
 
 
 class EvaluateConsumerOperator(ConsumerOperator):
-    """Takes from the ``evaluate`` queue."""
+    """Takes evaluations from the queue ``evaluate``.
+
+    Example:
+        >>> with EvaluateProducerOperator(url="memory") as producer:
+        ...     text = producer.process(model="m1")
+        >>> with EvaluateConsumerOperator(url="memory") as consumer:
+        ...     consumer.poll_message(lambda model: model)
+        'm1'
+    """
 
     phase = EVALUATE

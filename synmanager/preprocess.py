@@ -9,12 +9,26 @@ __all__ = ["PreprocessConsumerOperator", "PreprocessProducerOperator"]
 
 
 class PreprocessProducerOperator(ProducerOperator):
-    """Submits to the ``preprocess`` queue."""
+    """Submits alignment jobs to the queue ``preprocess``.
+
+    Example:
+        >>> with PreprocessProducerOperator(url="memory") as producer:
+        ...     producer.process(project_id="p1")
+        '{"project_id": "p1"}'
+    """
 
     phase = PREPROCESS
 
 
 class PreprocessConsumerOperator(ConsumerOperator):
-    """Takes from the ``preprocess`` queue."""
+    """Takes alignment jobs from the queue ``preprocess``.
+
+    Example:
+        >>> with PreprocessProducerOperator(url="memory") as producer:
+        ...     text = producer.process(project_id="p1")
+        >>> with PreprocessConsumerOperator(url="memory") as consumer:
+        ...     consumer.poll_message(lambda project_id: project_id)
+        'p1'
+    """
 
     phase = PREPROCESS

@@ -9,12 +9,26 @@ __all__ = ["TrainConsumerOperator", "TrainProducerOperator"]
 
 
 class TrainProducerOperator(ProducerOperator):
-    """Submits to the ``train`` queue."""
+    """Submits training jobs to the queue ``train``.
+
+    Example:
+        >>> with TrainProducerOperator(url="memory") as producer:
+        ...     producer.process(lr=0.1)
+        '{"lr": 0.1}'
+    """
 
     phase = TRAIN
 
 
 class TrainConsumerOperator(ConsumerOperator):
-    """Takes from the ``train`` queue."""
+    """Takes training jobs from the queue ``train``.
+
+    Example:
+        >>> with TrainProducerOperator(url="memory") as producer:
+        ...     text = producer.process(lr=0.1)
+        >>> with TrainConsumerOperator(url="memory") as consumer:
+        ...     consumer.poll_message(lambda lr: lr)
+        0.1
+    """
 
     phase = TRAIN

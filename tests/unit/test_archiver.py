@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 from grid import Grid, in_thread, until
 
-from synmanager import Archiver
-from synmanager.errors import BrokerUnavailable, ConfigurationError
+from synmanager import Archiver, Reject, Worker
+from synmanager.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    SynmanagerError,
+    TopologyError,
+)
 
 
 class Archive:
@@ -153,3 +158,123 @@ class TestSubscribe:
         until(lambda: archive.runs == [1])
         archive.archiver.stop()
         assert join() == 1
+
+
+class TestUnsubscribe:
+    def test_nothing_is_kept_for_who_has_left(self, grid: Grid) -> None:
+        leaving, staying, unnamed = (Archive(grid, name) for name in ("leaving", "staying", None))
+        for archive in (leaving, staying, unnamed):
+            archive.archiver.subscribe()
+        publish(grid, 1, 2)
+        leaving.archiver.run(max_jobs=1)
+        assert leaving.archiver.unsubscribe() == 1
+        publish(grid, 3)
+        with pytest.raises(TopologyError):
+            grid.count("completed-leaving")
+        assert staying.collect() == [1, 2, 3]
+        assert unnamed.collect() == [1, 2, 3]
+
+    def test_a_later_subscription_begins_with_nothing(self, grid: Grid) -> None:
+        archive = Archive(grid, "director")
+        archive.archiver.subscribe()
+        publish(grid, 1)
+        archive.archiver.unsubscribe()
+        publish(grid, 2)
+        assert archive.collect() == []
+        publish(grid, 3)
+        assert archive.collect() == [3]
+
+    def test_its_dead_letters_go_with_it(self, grid: Grid) -> None:
+        def fail(run: int) -> None:
+            raise Reject("no")
+
+        archiver = Archiver(fail, "director", url=grid.url)
+        archiver.subscribe()
+        publish(grid, 1, 2)
+        archiver.run(burst=True)
+        assert archiver.unsubscribe() == 2
+        archiver.subscribe()
+        assert archiver.dead_letters() == []
+
+    def test_who_never_subscribed_may_leave(self, grid: Grid) -> None:
+        publish(grid, 1)
+        assert Archive(grid, "director").archiver.unsubscribe() == 0
+        assert grid.count("completed") == {"ready": 1}
+
+    def test_the_queue_of_all_cannot_be_left(self, grid: Grid) -> None:
+        publish(grid, 1)
+        with pytest.raises(ConfigurationError, match="everybody's"):
+            Archive(grid).archiver.unsubscribe()
+        assert grid.count("completed") == {"ready": 1}
+
+    def test_not_while_it_runs(self, grid: Grid) -> None:
+        archive = Archive(grid, "director")
+        client = grid.flaky(archive.archiver)
+        join = in_thread(archive.archiver.run)
+        until(lambda: "receive" in client.calls)
+        with pytest.raises(SynmanagerError, match="running"):
+            archive.archiver.unsubscribe()
+        archive.archiver.stop()
+        join()
+        archive.archiver.unsubscribe()
+
+    def test_its_place_among_the_failures_is_forgotten(self, grid: Grid) -> None:
+        told: list[str] = []
+        archiver = Archiver(
+            lambda run: None, "director", url=grid.url, on_failure=lambda each: told.append(each.id)
+        )
+        archiver.subscribe()
+        archiver.unsubscribe()
+        grid.put(b"no json", id="meanwhile")
+        Worker({"train": lambda **job: None}, url=grid.url).run(burst=True)
+        archiver.run(burst=True)
+        assert told == []
+        grid.put(b"no json", id="later")
+        Worker({"train": lambda **job: None}, url=grid.url).run(burst=True)
+        archiver.run(burst=True)
+        assert told == ["later"]
+
+
+class TestDeadLetters:
+    @pytest.fixture
+    def archiver(self, grid: Grid) -> Archiver:
+        """One that has given up two results."""
+        failing = iter([True, True])
+
+        def archive(run: int) -> None:
+            if next(failing, False):
+                raise Reject(f"no {run}")
+
+        archiver = Archiver(archive, "director", url=grid.url)
+        archiver.subscribe()
+        publish(grid, 1, 2)
+        archiver.run(burst=True)
+        return archiver
+
+    def test_they_are_shown_and_put_back(self, grid: Grid, archiver: Archiver) -> None:
+        assert [letter.reason for letter in archiver.dead_letters()] == ["no 1", "no 2"]
+        assert archiver.redrive(1) == 1
+        assert grid.count("completed-director") == {"ready": 1, "dead": 1}
+        assert archiver.run(burst=True) == 1
+        assert archiver.redrive() == 1
+
+    def test_they_are_removed(self, grid: Grid, archiver: Archiver) -> None:
+        assert archiver.purge_dead_letters() == 2
+        assert grid.count("completed-director") == {}
+
+    def test_so_they_are_while_it_runs(self, grid: Grid, archiver: Archiver) -> None:
+        client = grid.flaky(archiver)
+        join = in_thread(archiver.run)
+        until(lambda: "receive" in client.calls)
+        assert archiver.redrive() == 2
+        until(lambda: grid.count("completed-director") == {})
+        archiver.stop()
+        join()
+
+    def test_looking_subscribes_nobody(self, grid: Grid) -> None:
+        stranger = Archive(grid, "stranger").archiver
+        for call in (stranger.dead_letters, stranger.redrive, stranger.purge_dead_letters):
+            with pytest.raises(TopologyError):
+                call()
+        with pytest.raises(TopologyError):
+            grid.count("completed-stranger")

@@ -10,7 +10,7 @@ import pytest
 from grid import Grid
 
 from synmanager.archiver import Archiver
-from synmanager.callbacks import adapt
+from synmanager.engine.callbacks import adapt
 from synmanager.errors import InvalidCallback
 from synmanager.worker import Worker
 

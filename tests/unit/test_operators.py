@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from grid import Grid
 
 from synmanager import Rank, Reject, current_job
-from synmanager.errors import ConfigurationError, InvalidJob, NotConnected, SynmanagerError
+from synmanager.base import BaseOperator, ConsumerOperator, ProducerOperator
+from synmanager.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    InvalidJob,
+    NotConnected,
+    NotPublished,
+    PublishInterrupted,
+    PublishRefused,
+    SynmanagerError,
+)
 from synmanager.job import Job
+from synmanager.message import TIME_LIMIT
 from synmanager.train import TrainConsumerOperator, TrainProducerOperator
 
 
@@ -36,10 +52,16 @@ class TestSubmit:
         assert producer.submit({"run": 2}, job_id="mine") == "mine"  # still queued: once is enough
         assert runs(grid) == [1]
 
-    @pytest.mark.parametrize("job_id", ["", "x" * 201, "é" * 101, 7, b"id"])
+    @pytest.mark.parametrize("job_id", ["", "x" * 201, "é" * 101, 7, b"id", "\ud800"])
     def test_refuses_an_id_that_cannot_be(self, job_id: Any, grid: Grid) -> None:
-        with pytest.raises(InvalidJob, match="job_id"):
-            grid.producer().submit({}, job_id=job_id)
+        producer = grid.producer()
+        for submit in (
+            lambda: producer.submit({}, job_id=job_id),
+            lambda: producer.submit_many([{}, {}], job_ids=["fine", job_id]),
+            lambda: producer.delete(job_id),
+        ):
+            with pytest.raises(InvalidJob, match="job_id must be a string of 1 to 200 bytes"):
+                submit()
         assert grid.count() == {}
 
     def test_takes_none_of_the_job_s_keys_for_an_option(self, grid: Grid) -> None:
@@ -72,7 +94,35 @@ class TestSubmit:
         grid.clock.advance(2)
         assert runs(grid) == [1]
 
-    @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "soon", None])
+    @pytest.mark.parametrize("delay", [90, 90.0, timedelta(minutes=1.5), Decimal(90)])
+    def test_a_delay_is_seconds_or_a_timedelta(self, delay: Any, grid: Grid) -> None:
+        producer = grid.producer()
+        producer.submit({"run": 1}, delay=delay)
+        producer.submit_many([{"run": 2}], delay=delay)
+        grid.clock.advance(89)
+        assert runs(grid) == []
+        grid.clock.advance(2)
+        assert runs(grid) == [1, 2]
+
+    def test_a_delay_longer_than_the_broker_can_do_is_as_long_as_that(
+        self, grid: Grid, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        producer = grid.producer()
+        flaky = grid.flaky(producer)
+        flaky.features = replace(flaky.features, longest_delay=100.0)
+        producer.submit({"run": 1}, delay=100)
+        assert caplog.records == []
+        for delay in (timedelta.max, 10**300):
+            producer.submit({"run": 2}, delay=delay)
+        assert len(caplog.records) == 1  # once for each operator
+        assert "delayed by 100 s, the longest that this broker can do" in caplog.text
+        grid.clock.advance(101)
+        assert runs(grid) == [1, 2, 2]
+
+    @pytest.mark.parametrize(
+        "delay",
+        [-1, float("nan"), float("inf"), "soon", None, True, 10**400, timedelta(seconds=-1), 1j],
+    )
     def test_refuses_a_delay_that_cannot_be(self, delay: Any, grid: Grid) -> None:
         producer = grid.producer()
         with pytest.raises(InvalidJob, match="delay"):
@@ -82,37 +132,194 @@ class TestSubmit:
         assert grid.count() == {}
 
 
-class TestSubmitMany:
-    def test_returns_the_ids_in_order(self, grid: Grid) -> None:
-        ids = grid.producer().submit_many({"run": run} for run in range(100))
-        seen: list[Any] = []
+class TestTimeLimit:
+    @pytest.mark.parametrize("limit", [90, 90.0, timedelta(minutes=1.5), Decimal(90)])
+    def test_travels_as_a_header(self, limit: Any, grid: Grid) -> None:
+        producer, client = grid.producer(), grid.client()
+        producer.submit({}, time_limit=limit)
+        producer.submit_many([{}, {}], time_limit=limit)
+        producer.submit({})
+        seen = []
+        for _ in range(4):
+            delivery = client.receive(["train"], 0)
+            assert delivery is not None
+            assert delivery.message.body == b"{}"
+            seen.append(dict(delivery.message.headers))
+        assert seen == [{TIME_LIMIT: "90.0"}] * 3 + [{}]
 
-        def note(run: int) -> None:
-            job = current_job()
-            assert job is not None
-            seen.append((run, job.id))
-
-        grid.consumer().listen_message(note, max_jobs=100)
-        assert seen == list(enumerate(ids))
-        assert len(set(ids)) == 100
-
-    def test_nothing_is_sent_if_one_is_wrong(self, grid: Grid) -> None:
-        cyclic: dict[str, Any] = {}
-        cyclic["self"] = cyclic
-        with pytest.raises(InvalidJob):
-            grid.producer().submit_many([{"run": 1}, cyclic])
-        assert grid.count() == {}
-
-    def test_ranks_and_delays_all(self, grid: Grid) -> None:
+    @pytest.mark.parametrize("limit", [0, -1, 0.01, 31 * 86_400, float("nan"), True, "1", [90]])
+    def test_refuses_one_that_cannot_be(self, limit: Any, grid: Grid) -> None:
         producer = grid.producer()
-        producer.submit_many([{"run": 1}, {"run": 2}], priority="high", delay=60)
-        producer.submit_many([{"run": 3}])
-        grid.clock.advance(61)
-        assert runs(grid) == [1, 2, 3]
-
-    def test_of_none(self, grid: Grid) -> None:
-        assert grid.producer().submit_many([]) == []
+        with pytest.raises(InvalidJob, match=r"time_limit must be from 0\.1 to 2,592,000 seconds"):
+            producer.submit({}, time_limit=limit)
+        with pytest.raises(InvalidJob, match="time_limit"):
+            producer.submit_many([{}], time_limit=limit)
         assert grid.count() == {}
+
+
+class TestSubmitMany:
+    def test_takes_ids(self, grid: Grid) -> None:
+        producer = grid.producer()
+        jobs = [{"run": 1}, {"run": 2}]
+        assert producer.submit_many(jobs, job_ids=iter(["a", "b"])) == ["a", "b"]
+        assert producer.submit_many([*jobs, {"run": 3}], job_ids=["a", "b", "c"]) == list("abc")
+        assert runs(grid) == [1, 2, 3]  # a repeat is harmless
+        assert producer.submit_many([], job_ids=[]) == []
+
+    @pytest.mark.parametrize(
+        ("job_ids", "why"),
+        [
+            (["a"], "as many as the jobs, 2, not 1"),
+            (["a", "b", "c"], "as many as the jobs, 2, not more"),
+            (map(str, itertools.count()), "as many as the jobs, 2, not more"),
+            (["a", "a"], "differ from each other; 'a' comes twice"),
+            ("ab", "not one string"),
+        ],
+        ids=["too few", "too many", "without end", "twice the same", "a string"],
+    )
+    def test_refuses_ids_that_do_not_fit(self, job_ids: Any, why: str, grid: Grid) -> None:
+        with pytest.raises(InvalidJob, match=why):
+            grid.producer().submit_many([{}, {}], job_ids=job_ids)
+        assert grid.count() == {}
+
+    def test_says_which_job_is_wrong(self, grid: Grid) -> None:
+        jobs: list[Any] = [{}, {"a": [0, print]}]
+        with pytest.raises(InvalidJob, match=r"^jobs\[1\]: job\['a'\]\[1\] is a builtin"):
+            grid.producer().submit_many(jobs)
+        one: Any = {"run": 1}
+        with pytest.raises(InvalidJob, match=r"^jobs\[0\]: a job is a mapping"):
+            grid.producer().submit_many(one)
+        assert grid.count() == {}
+
+    @pytest.mark.parametrize("error", [PublishRefused, PublishInterrupted])
+    def test_what_was_not_accepted_is_in_the_error(
+        self, error: type[NotPublished], grid: Grid, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SYNMANAGER_RECONNECT", "0.1")
+        producer = grid.producer()
+        flaky = grid.flaky(producer)
+        jobs = [{"run": run} for run in range(4)]
+        ids = [f"id-{run}" for run in range(4)]
+        accept = flaky.publish
+
+        def halfway(exchange: str, key: str, messages: Any, *, delay: float) -> int:
+            accept(exchange, key, messages[:2])
+            monkeypatch.setattr(flaky, "publish", accept)
+            if error is PublishInterrupted:  # and the broker stays away: which hides nothing
+                flaky.break_connection()
+                flaky.fail("open", *[BrokerUnavailable("away")] * 100)
+            raise error("planted", messages[2:])
+
+        monkeypatch.setattr(flaky, "publish", halfway)
+        with pytest.raises(error) as caught:
+            producer.submit_many(jobs, job_ids=ids)
+        assert [message.id for message in caught.value.unconfirmed] == ids[2:]
+
+        flaky.failures.clear()
+        assert producer.submit_many(jobs, job_ids=ids) == ids  # harmless
+        assert runs(grid) == [0, 1, 2, 3]
+
+
+class TestSharedIds:
+    def test_one_warning_names_the_job_that_was_not_queued(
+        self, grid: Grid, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ours, theirs = grid.producer(), grid.producer()
+        ours.submit({"run": 1}, job_id="nightly\x1b")
+        assert caplog.records == []
+        for run in range(2, 5):
+            theirs.submit({"run": run}, job_id="nightly\x1b")
+        assert len(caplog.records) == 1
+        assert r"1 of 1 jobs sent with 'SynMQ_topic_train' were not queued" in caplog.text
+        assert r"'nightly\x1b'" in caplog.text
+        assert "share its ids" in caplog.text
+        assert runs(grid) == [1]
+        theirs.submit({"run": 5}, job_id="nightly\x1b")  # done: free again
+        assert runs(grid) == [5]
+
+    def test_of_a_batch_it_says_how_many(
+        self, grid: Grid, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ids = [f"id-{number}" for number in range(10)]
+        producer = grid.producer()
+        producer.submit_many([{}] * 3, job_ids=ids[:3])
+        producer.submit_many([{}] * 10, job_ids=ids)
+        assert "3 of 10 jobs" in caplog.text
+        assert "'id-0', 'id-1', 'id-2', 'id-3', 'id-4', ..." in caplog.text
+        assert grid.count() == {"ready": 10}
+
+    def test_what_was_repeated_after_an_interruption_is_our_own(
+        self, grid: Grid, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        producer = grid.producer()
+        flaky = grid.flaky(producer)
+        publish = flaky.publish
+
+        def accepted_and_lost(exchange: str, key: str, messages: Any, *, delay: float) -> int:
+            publish(exchange, key, messages, delay=delay)
+            monkeypatch.setattr(flaky, "publish", publish)
+            flaky.break_connection()
+            raise PublishInterrupted("planted", messages)
+
+        monkeypatch.setattr(flaky, "publish", accepted_and_lost)
+        producer.submit({}, job_id="a")
+        assert grid.count() == {"ready": 1}
+        assert "not queued" not in caplog.text
+
+
+class TestNames:
+    """Names on the broker that cannot be are refused before it is asked."""
+
+    WRONG = ("x" * 300, "é" * 200, "", "\ud800", None, 7, b"train")
+
+    @pytest.fixture
+    def silent(self, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[Grid]:
+        """Nothing may be asked of the broker in here."""
+        yield grid
+        assert grid.broker.queues == {}
+
+    @pytest.mark.parametrize("name", ["exchange_name", "exchange_type", "routing_key", "queue"])
+    @pytest.mark.parametrize("value", WRONG, ids=lambda value: repr(value)[:12])
+    def test_set_before_connect(self, name: str, value: Any, silent: Grid) -> None:
+        if (name, value) in (("routing_key", ""), ("queue", None)):
+            return  # which are legal
+        kinds: list[type[BaseOperator]] = [ConsumerOperator, TrainConsumerOperator]
+        if name != "queue":
+            kinds += [ProducerOperator, TrainProducerOperator]
+        for kind in kinds:
+            operator = kind(url=silent.url)
+            if kind is ConsumerOperator:
+                operator.queue = "mine"  # type: ignore[attr-defined]
+            setattr(operator, name, value)
+            with pytest.raises(ConfigurationError, match=rf"^{name} must be a string") as error:
+                operator.connect()
+            assert len(str(error.value)) < 250
+            assert not operator.is_connected()
+
+    @pytest.mark.parametrize("value", WRONG, ids=lambda value: repr(value)[:12])
+    def test_set_after_connect(self, value: Any, grid: Grid) -> None:
+        producer, consumer = grid.producer(), grid.consumer()
+        for name in ("exchange_name", "routing_key") if value != "" else ("exchange_name",):
+            before = getattr(producer, name)
+            setattr(producer, name, value)
+            with pytest.raises(ConfigurationError, match=rf"^{name} must"):
+                producer.process()
+            with pytest.raises(ConfigurationError, match=rf"^{name} must"):
+                producer.submit({})
+            setattr(producer, name, before)
+        consumer.queue = value
+        for use in (consumer.check_message_count, lambda: consumer.poll_message(lambda **_: 1)):
+            with pytest.raises(ConfigurationError, match="queue"):
+                use()
+        assert grid.count() == {}
+
+    def test_the_longest_can_be_used(self, grid: Grid) -> None:
+        consumer, producer = ConsumerOperator(url=grid.url), ProducerOperator(url=grid.url)
+        consumer.queue = "é" * 125
+        consumer.routing_key = producer.routing_key = "k" * 255
+        with consumer, producer:
+            producer.process(run=1)
+            assert consumer.poll_message(lambda run: run) == 1
 
 
 def cyclic() -> dict[str, Any]:
@@ -179,8 +386,6 @@ class TestDelete:
         assert grid.count() == {}
 
     def test_of_an_operator_without_a_queue(self, grid: Grid) -> None:
-        from synmanager.base import ConsumerOperator, ProducerOperator
-
         for kind in (ProducerOperator, ConsumerOperator):
             with kind(url=grid.url) as operator, pytest.raises(ConfigurationError, match="queue"):
                 operator.delete("id")
@@ -207,7 +412,7 @@ class TestDeadLetters:
         assert consumer.redrive(limit=1) == 1
         assert grid.count() == {"ready": 1, "dead": 3}
         attempts: list[Any] = []
-        consumer.poll_message(lambda run: attempts.append((run, current_job().attempt)))  # type: ignore[union-attr]
+        consumer.poll_message(lambda run: attempts.append((run, current_job().attempt)))
         assert attempts == [(0, 1)]
         assert consumer.redrive() == 3
         assert runs(grid) == [1, 2, 3]
@@ -228,6 +433,12 @@ def test_a_repr_tells_where_and_whether(grid: Grid) -> None:
     assert repr(consumer) == "<TrainConsumerOperator memory://mq.example not connected>"
     with consumer:
         assert repr(consumer) == "<TrainConsumerOperator memory://mq.example connected>"
+
+
+def test_a_repr_is_one_line(grid: Grid) -> None:
+    consumer = TrainConsumerOperator(url=grid.url)
+    consumer.host = "mq\n\x1b[2J"
+    assert repr(consumer) == r"<TrainConsumerOperator memory://mq\n\x1b[2J not connected>"
 
 
 def test_features_tell_what_the_broker_can(grid: Grid) -> None:

@@ -10,123 +10,128 @@ import pytest
 from grid import Bench, Grid, in_thread, until
 
 from synmanager import Reject, Retry, current_job
+from synmanager.engine import forks, kept
+from synmanager.engine.results import Results
 from synmanager.errors import (
+    AccessRefused,
     BrokerUnavailable,
-    InvalidJob,
     LeaseLost,
     PublishInterrupted,
     PublishRefused,
     TopologyError,
+    Unroutable,
 )
-from synmanager.job import Job
-from synmanager.message import Message
+from synmanager.message import DEFAULT_MAX_BYTES, Message, decode
 from synmanager.phases import EVALUATE
 
 JOB = {"run": 1}
+RESULT = {"loss": 0.5}
 
 
-class Results:
-    """Publishes results to ``evaluate``, and remembers them."""
-
-    def __init__(self) -> None:
-        self.published: list[Any] = []
-        self.bench: Bench | None = None
-
-    def __call__(self, job: Job, value: Any) -> None:
-        assert self.bench is not None
-        self.bench.session.publish(
-            EVALUATE.exchange.name, EVALUATE.routing_key, [Message(b"{}", id=f"{job.id}.result")]
-        )
-        self.published.append(value)
+def bench_with_results(grid: Grid, **options: Any) -> Bench:
+    """Results go to ``evaluate``."""
+    results = Results(EVALUATE.exchange.name, EVALUATE.routing_key, DEFAULT_MAX_BYTES)
+    return Bench(grid, results=results, **options)
 
 
-def bench_with_results(grid: Grid, **options: Any) -> tuple[Bench, list[Any]]:
-    results = Results()
-    results.bench = Bench(grid, on_result=results, **options)
-    return results.bench, results.published
+def published(grid: Grid) -> list[dict[str, Any]]:
+    return [decode(message.body) for message in grid.ready("evaluate")]
 
 
 class TestResults:
     def test_are_accepted_by_the_broker_before_the_job_is_acknowledged(self, grid: Grid) -> None:
-        bench, published = bench_with_results(grid)
+        bench = bench_with_results(grid)
         grid.put(JOB)
-        bench.run(lambda kwargs: "result")
-        assert published == ["result"]
+        bench.run(lambda kwargs: RESULT)
+        assert published(grid) == [RESULT]
         settling = [call for call in bench.backend.calls if call != "receive"]
         assert settling == ["renew", "publish", "ack"]
 
     def test_a_crash_between_the_two_repeats_the_job_and_loses_nothing(self, grid: Grid) -> None:
-        bench, published = bench_with_results(grid)
+        bench = bench_with_results(grid)
         grid.put(JOB)
         bench.backend.fail("ack", KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            bench.run(lambda kwargs: "result")
-        assert published == ["result"]
-        assert grid.count("evaluate") == {"ready": 1}
+            bench.run(lambda kwargs: RESULT)
+        assert published(grid) == [RESULT]
         assert grid.count() == {"leased": 1}
 
-    def test_none_is_not_published(self, grid: Grid) -> None:
-        bench, published = bench_with_results(grid)
+    def test_none_is_not_published(self, grid: Grid, caplog: pytest.LogCaptureFixture) -> None:
+        bench = bench_with_results(grid)
         grid.put(JOB)
         bench.run(lambda kwargs: None)
-        assert published == []
+        assert published(grid) == []
         assert "renew" not in bench.backend.calls
         assert grid.count() == {}
+        assert caplog.text == ""
 
-    @pytest.mark.parametrize("value", [{}, 0, False, ""])
-    def test_what_is_empty_is(self, value: Any, grid: Grid) -> None:
-        bench, published = bench_with_results(grid)
+    def test_an_empty_mapping_is(self, grid: Grid) -> None:
+        bench = bench_with_results(grid)
         grid.put(JOB)
-        bench.run(lambda kwargs: value)
-        assert published == [value]
+        bench.run(lambda kwargs: {})
+        assert published(grid) == [{}]
+
+    @pytest.mark.parametrize("value", [0, False, "", "loss", [1], [("loss", 1)]], ids=repr)
+    def test_what_is_no_mapping_is_not_and_its_job_is_done(
+        self, value: Any, grid: Grid, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bench = bench_with_results(grid)
+        grid.put(JOB, JOB)
+        assert bench.run(lambda kwargs: value) == 2
+        assert published(grid) == []
+        assert grid.count() == {}
+        (record,) = caplog.records  # once for all of its kind
+        assert f"train returned a {type(value).__name__}" in record.getMessage()
 
     def test_of_a_failed_job_there_are_none(self, grid: Grid) -> None:
         def fail(kwargs: Any) -> None:
             raise ZeroDivisionError
 
-        bench, published = bench_with_results(grid)
+        bench = bench_with_results(grid)
         grid.put(JOB)
         bench.run(fail)
-        assert published == []
+        assert published(grid) == []
 
-    def test_one_that_cannot_be_written_makes_a_dead_letter(self, grid: Grid) -> None:
-        def refuse(job: Job, value: Any) -> None:
-            raise InvalidJob("it is cyclic")
-
-        bench = Bench(grid, on_result=refuse)
+    def test_one_that_cannot_be_written_makes_a_dead_letter_that_keeps_its_text(
+        self, grid: Grid
+    ) -> None:
+        cyclic: dict[str, Any] = {"loss": 0.5}
+        cyclic["me"] = cyclic
+        bench = bench_with_results(grid)
         grid.put(JOB)
-        bench.run(lambda kwargs: "result")
+        bench.run(lambda kwargs: cyclic)
         ((_, reason, _),) = grid.dead()
-        assert reason == "its result cannot be published: it is cyclic"
+        assert reason.startswith("its result cannot be published: ")
+        assert reason.endswith("it was {'loss': 0.5, 'me': {...}}")
 
-    @pytest.mark.parametrize("error", [PublishRefused("out of memory"), TopologyError("deleted")])
-    def test_one_that_is_refused_ends_the_loop_and_is_published_when_the_job_comes_back(
+    @pytest.mark.parametrize(
+        "error",
+        [PublishRefused("out of memory"), TopologyError("deleted"), Unroutable("not bound")],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_one_that_is_refused_is_waited_for_and_the_job_with_it(
         self, error: Exception, grid: Grid
     ) -> None:
-        bench, published = bench_with_results(grid)
+        # Hours of work: there will be room, or a queue, and the job is still ours.
+        bench = bench_with_results(grid)
         grid.put(JOB)
         runs: list[int] = []
 
-        def work(kwargs: Any) -> str:
+        def work(kwargs: Any) -> dict[str, float]:
             runs.append(1)
-            return "result"
+            return RESULT
 
-        bench.backend.fail("publish", error)
-        with pytest.raises(type(error)):
-            bench.run(work)
-        assert (grid.count(), published) == ({"leased": 1}, [])
-        grid.crash_holders()
-        bench.run(work)
-        assert (runs, published) == ([1], ["result"])
+        bench.backend.fail("publish", error, error, error)
+        assert bench.run(work) == 1
+        assert (runs, published(grid)) == ([1], [RESULT])
         assert grid.count() == {}
 
     def test_one_that_was_interrupted_is_published_once(self, grid: Grid) -> None:
-        bench, published = bench_with_results(grid)
+        bench = bench_with_results(grid)
         grid.put(JOB)
         bench.backend.fail("publish", PublishInterrupted("gone", [Message(b"{}", id="x")]))
-        bench.run(lambda kwargs: "result")
-        assert published == ["result"]
-        assert grid.count("evaluate") == {"ready": 1}
+        bench.run(lambda kwargs: RESULT)
+        assert len(published(grid)) == 1
 
 
 class TestLostLease:
@@ -135,36 +140,36 @@ class TestLostLease:
     def test_its_result_is_not_published(
         self, grid: Grid, caplog: pytest.LogCaptureFixture
     ) -> None:
-        bench, published = bench_with_results(grid)
+        bench = bench_with_results(grid)
         other = grid.client()
         grid.put(JOB)
 
-        def work(kwargs: Any) -> str:
+        def work(kwargs: Any) -> dict[str, float]:
             grid.crash_holders()
             assert other.receive(["train"], 0) is not None  # another worker has it now
-            return "result"
+            return RESULT
 
         with caplog.at_level(logging.WARNING, "synmanager"):
             assert bench.run(work) == 1
-        assert published == []
+        assert published(grid) == []
         assert grid.count() == {"leased": 1}
         assert "no longer ours" in caplog.text
 
     def test_its_outcome_is_kept_and_settles_the_job_without_a_second_run(self, grid: Grid) -> None:
-        bench, published = bench_with_results(grid)
+        bench = bench_with_results(grid)
         grid.put(JOB)
         runs: list[int] = []
 
-        def work(kwargs: Any) -> str:
+        def work(kwargs: Any) -> dict[str, float]:
             job = current_job()
             assert job is not None
             runs.append(job.attempt)
             grid.crash_holders()
-            return "result"
+            return RESULT
 
         assert bench.run(work) == 2  # it came, ran, was taken back, and came again
         assert runs == [1]
-        assert published == ["result"]
+        assert published(grid) == [RESULT]
         assert grid.count() == {}
 
     def test_poll_message_returns_the_kept_value_once_the_job_is_settled(self, grid: Grid) -> None:
@@ -269,14 +274,14 @@ class TestLostLease:
             runs.append("train")
             grid.crash_holders()
 
-        bench.runner.run({"train": lose}, max_jobs=1)
-        bench.runner.run({"evaluate": lambda kwargs: runs.append("evaluate")}, burst=True)
+        bench.run(lose, max_jobs=1)
+        bench.run_all({"evaluate": lambda kwargs: runs.append("evaluate")})
         assert runs == ["train", "evaluate"]
 
     def test_no_more_than_a_thousand_are_kept(
         self, grid: Grid, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("synmanager.runner._KEPT", 2)
+        monkeypatch.setattr(kept, "MOST", 2)
         bench = Bench(grid)
         grid.put(*({"run": run} for run in range(3)))
         runs: list[int] = []
@@ -313,50 +318,50 @@ class TestLostLease:
 
 class TestTheBrokerAwayWhileSettling:
     def test_the_settlement_is_tried_again(self, grid: Grid) -> None:
-        bench, published = bench_with_results(grid)
+        bench = bench_with_results(grid)
         grid.put(JOB)
         for method in ("renew", "publish", "ack"):
             bench.backend.fail(method, BrokerUnavailable("gone"))
-        bench.run(lambda kwargs: "result")
-        assert published == ["result"]
+        bench.run(lambda kwargs: RESULT)
+        assert published(grid) == [RESULT]
         assert grid.count() == {}
 
     @pytest.mark.parametrize("method", ["renew", "publish", "ack"])
     def test_for_longer_than_the_user_s_limit_the_outcome_is_kept(
         self, method: str, grid: Grid
     ) -> None:
-        bench, published = bench_with_results(grid, reconnect=0)
+        bench = bench_with_results(grid, reconnect=0)
         grid.put(JOB)
         bench.backend.fail(method, BrokerUnavailable("gone"))
         runs: list[int] = []
 
-        def work(kwargs: Any) -> str:
+        def work(kwargs: Any) -> dict[str, float]:
             runs.append(1)
-            return "result"
+            return RESULT
 
         assert bench.run(work, max_jobs=1) == 1
         grid.crash_holders()
         assert bench.run(work, max_jobs=1) == 1
         assert runs == [1]
-        assert published[-1:] == ["result"]
+        assert published(grid) == [RESULT]
         assert grid.count() == {}
 
     def test_without_a_limit_a_listening_consumer_waits_for_it(
         self, grid: Grid, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Its job is done and still its own: to let go would be to run it again.
-        monkeypatch.setattr("synmanager.session.CALL_PATIENCE", 0)
+        monkeypatch.setattr("synmanager.engine.session.CALL_PATIENCE", 0)
         bench = Bench(grid)
         grid.put(JOB)
         bench.backend.fail("ack", *(BrokerUnavailable("gone") for _ in range(4)))
-        assert bench.run(lambda kwargs: "result", max_jobs=1) == 1
+        assert bench.run(lambda kwargs: RESULT, max_jobs=1) == 1
         assert grid.count() == {}
 
     def test_a_stop_is_obeyed_when_the_grace_period_is_over(self, grid: Grid) -> None:
         bench = Bench(grid, grace=0.1)
         grid.put(JOB)
         bench.backend.fail("ack", *(BrokerUnavailable("gone") for _ in range(1000)))
-        join = in_thread(bench.run, lambda kwargs: "result", max_jobs=1)
+        join = in_thread(bench.run, lambda kwargs: RESULT, max_jobs=1)
         until(lambda: "ack" in bench.backend.calls)
         bench.runner.stop()
         assert join() == 1
@@ -366,8 +371,109 @@ class TestTheBrokerAwayWhileSettling:
         bench = Bench(grid, grace=30)
         grid.put(JOB)
         bench.backend.fail("ack", BrokerUnavailable("gone"), BrokerUnavailable("gone"))
-        join = in_thread(bench.run, lambda kwargs: "result", max_jobs=1)
+        join = in_thread(bench.run, lambda kwargs: RESULT, max_jobs=1)
         until(lambda: "ack" in bench.backend.calls)
         bench.runner.stop()
         assert join() == 1
         assert grid.count() == {}
+
+
+class TestOneFailure:
+    """It counts once, however often the connection is cut as it is settled."""
+
+    @pytest.mark.parametrize("cuts", [1, 2, 3])
+    def test_is_one_attempt(self, cuts: int, grid: Grid) -> None:
+        # The broker counts what comes back of itself, and that cannot be taken back: it decides
+        # how often the job is started. What is left of that, the failure does not use up.
+        bench = Bench(grid, reconnect=0, max_attempts=cuts + 1, retry_delay=60)
+        grid.put(JOB)
+        runs: list[int] = []
+
+        def fail_once(kwargs: Any) -> None:
+            runs.append(1)
+            if len(runs) == 1:
+                raise ZeroDivisionError
+
+        for _ in range(cuts):
+            bench.backend.fail("nack", BrokerUnavailable("cut"))
+            bench.run(fail_once, max_jobs=1)
+            assert grid.count() == {"leased": 1}
+            grid.crash_holders()  # and by that the broker has counted it
+        assert bench.run(fail_once) == 1
+        assert runs == [1]
+        assert grid.count() == {"delayed": 1}
+        grid.clock.advance(3600)
+        assert bench.run(fail_once) == 1
+        assert runs == [1, 1]
+        assert grid.count() == {}
+
+    def test_of_the_last_attempt_is_the_last(self, grid: Grid) -> None:
+        bench = Bench(grid, reconnect=0, max_attempts=1)
+        grid.put(JOB)
+        runs: list[int] = []
+
+        def fail(kwargs: Any) -> None:
+            runs.append(1)
+            raise ZeroDivisionError("planted")
+
+        bench.backend.fail("bury", BrokerUnavailable("cut"))
+        bench.run(fail, max_jobs=1)
+        grid.crash_holders()
+        bench.run(fail)
+        assert runs == [1]
+        ((_, reason, _),) = grid.dead()
+        assert reason == "ZeroDivisionError: planted"  # and not that its workers died
+
+    def test_with_results_for_hours_and_a_broker_without_room(self, grid: Grid) -> None:
+        # Run again and again, as by a supervisor: the loop stays, and the job runs once.
+        bench = bench_with_results(grid)
+        grid.put(JOB)
+        runs: list[int] = []
+
+        def work(kwargs: Any) -> dict[str, float]:
+            runs.append(1)
+            bench.backend.fail("publish", *[PublishRefused("maxmemory")] * 3)
+            bench.backend.fail("receive", TopologyError("READONLY"), RuntimeError("-LOADING"))
+            bench.backend.fail("ack", PublishRefused("maxmemory"), Unroutable("moved"))
+            return RESULT
+
+        assert bench.run(work) == 1
+        assert (runs, published(grid)) == ([1], [RESULT])
+        assert grid.count() == {}
+
+
+class TestFork:
+    """What comes out of a callback in a child has nothing to settle."""
+
+    @pytest.mark.parametrize("error", [None, ZeroDivisionError(), Reject()], ids=repr)
+    def test_settles_nothing(
+        self, error: Exception | None, grid: Grid, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench = bench_with_results(grid)
+        grid.put(JOB)
+
+        def fork(kwargs: Any) -> dict[str, float]:
+            monkeypatch.setattr(forks, "_generation", forks.generation() + 1)
+            if error is not None:
+                raise error
+            return RESULT
+
+        assert bench.runner.run_one({"train": fork}) is None
+        monkeypatch.undo()
+        assert bench.backend.calls == ["receive"]
+        assert grid.count() == {"leased": 1}
+        assert published(grid) == []
+
+
+class TestAcknowledgedFirst:
+    def test_a_broker_that_refuses_it_ends_the_loop_and_nothing_has_run(self, grid: Grid) -> None:
+        bench = Bench(grid)
+        grid.put(JOB)
+        bench.backend.fail("ack", AccessRefused("no longer"))
+        runs: list[int] = []
+        with pytest.raises(AccessRefused):
+            bench.run(lambda kwargs: runs.append(1), max_jobs=1, acknowledge_first=True)
+        assert runs == []
+        grid.crash_holders()
+        bench.run(lambda kwargs: runs.append(1))
+        assert runs == [1]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import signal
 import threading
 import time
+from types import FrameType
 from typing import Any
 
 import pytest
 from grid import Bench, FlakyBackend, Grid, in_thread, until
 
 from synmanager import Rank, current_job
-from synmanager.errors import AccessRefused, BrokerUnavailable, ConfigurationError, LeaseLost
+from synmanager.errors import AccessRefused, BrokerUnavailable, ConfigurationError, LeaseLost, NoJob
 from synmanager.message import new_id
 
 
@@ -114,7 +116,7 @@ class TestStop:
         assert bench.run(lambda kwargs: None) == 0
         monkeypatch.undo()
         attempts: list[int] = []
-        bench.run(lambda kwargs: attempts.append(current_job().attempt))  # type: ignore[union-attr]
+        bench.run(lambda kwargs: attempts.append(current_job().attempt))
         assert attempts == [1]
 
     @pytest.mark.parametrize("error", [LeaseLost("lost"), BrokerUnavailable("gone")])
@@ -169,6 +171,28 @@ class TestTheBrokerAway:
             bench.run(lambda kwargs: None, max_jobs=1)
 
 
+class TestTheCallersOwn:
+    def test_error_from_a_signal_handler_is_raised_although_a_stop_was_asked_for(
+        self, grid: Grid
+    ) -> None:
+        bench = Bench(grid)
+
+        def ring(number: int, frame: FrameType | None) -> None:
+            raise TimeoutError("mine")
+
+        def receive(*arguments: Any) -> Any:
+            bench.runner.stop()
+            signal.raise_signal(signal.SIGUSR1)
+
+        bench.backend.__dict__["receive"] = receive
+        before = signal.signal(signal.SIGUSR1, ring)
+        try:
+            with pytest.raises(TimeoutError, match="mine"):
+                bench.run(lambda kwargs: None)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
 class TestTaking:
     def test_the_order_of_the_queues_ranks_them(self, grid: Grid) -> None:
         bench = Bench(grid)
@@ -179,7 +203,7 @@ class TestTaking:
         def note(kwargs: dict[str, Any]) -> None:
             seen.append(kwargs["phase"])
 
-        bench.runner.run({"train": note, "preprocess": note, "evaluate": note}, burst=True)
+        bench.run_all({"train": note, "preprocess": note, "evaluate": note})
         assert seen == ["train", "train", "preprocess", "evaluate", "evaluate"]
 
     def test_nothing_is_held_that_does_not_run(self, grid: Grid) -> None:
@@ -247,17 +271,20 @@ class TestCurrentJob:
         grid.consumer().poll_message(lambda **_: seen.append(current_job()))
         assert seen[0].attempt == 3
 
-    def test_is_none_outside(self, grid: Grid) -> None:
+    def test_there_is_none_outside(self, grid: Grid) -> None:
         def fail(run: int) -> None:
             raise ZeroDivisionError
 
-        assert current_job() is None
+        with pytest.raises(NoJob, match="running callback"):
+            current_job()
         grid.put(*numbered(2))
         consumer = grid.consumer()
         consumer.poll_message(lambda run: None)
-        assert current_job() is None
+        with pytest.raises(NoJob, match="running callback"):
+            current_job()
         consumer.poll_message(fail)
-        assert current_job() is None
+        with pytest.raises(NoJob, match="running callback"):
+            current_job()
 
     def test_is_the_thread_s_own(self, grid: Grid) -> None:
         grid.put(*numbered(2))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
 import threading
 import time
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import pytest
 from grid import FlakyBackend, Grid, in_thread, until
 
 from synmanager.backends import Address
+from synmanager.engine.outcomes import Step
+from synmanager.engine.session import Session, _backoff
 from synmanager.errors import (
     AccessRefused,
     BrokerUnavailable,
@@ -26,7 +30,6 @@ from synmanager.errors import (
 )
 from synmanager.message import Message
 from synmanager.phases import TRAIN
-from synmanager.session import Session, _backoff
 
 GONE = "the broker is gone"
 
@@ -41,7 +44,7 @@ def messages(count: int) -> list[Message]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synmanager.session._backoff", lambda: itertools.repeat(0.01))
+    monkeypatch.setattr("synmanager.engine.session._backoff", lambda: itertools.repeat(0.01))
 
 
 @pytest.fixture
@@ -117,17 +120,26 @@ class TestReconnecting:
         assert "the broker is back" in caplog.text
 
     @pytest.mark.parametrize("error", [TopologyError("in the way"), RuntimeError("a defect")])
-    def test_what_could_not_be_declared_again_is_declared_by_the_next_call(
+    def test_what_could_not_be_declared_again_is_declared_once_more(
         self, error: Exception, session: Session, backend: FlakyBackend
     ) -> None:
         backend.break_connection()
         backend.fail("declare", error)
-        with pytest.raises(type(error)):
+        assert count(session) == 0
+        assert count(session) == 0
+        assert backend.calls == ["open", "declare", "declare"]
+
+    def test_what_can_not_be_declared_is_declared_by_the_next_call(
+        self, session: Session, backend: FlakyBackend
+    ) -> None:
+        backend.break_connection()
+        backend.fail("declare", TopologyError("in the way"), TopologyError("in the way"))
+        with pytest.raises(TopologyError):
             count(session)
         assert backend.is_open
         assert count(session) == 0
         assert count(session) == 0
-        assert backend.calls == ["open", "declare", "declare"]
+        assert backend.calls == ["open", "declare", "declare", "declare"]
 
     def test_a_failing_declaration_gives_nothing_back(
         self, session: Session, backend: FlakyBackend, grid: Grid
@@ -136,7 +148,7 @@ class TestReconnecting:
         delivery = session.call(lambda backend: backend.receive(["train"], 0))
         assert delivery is not None
         backend.break_connection()
-        backend.fail("declare", TopologyError("in the way"))
+        backend.fail("declare", TopologyError("in the way"), TopologyError("in the way"))
         with pytest.raises(TopologyError):
             count(session)
         assert grid.count() == {"leased": 1}
@@ -196,8 +208,6 @@ class TestReconnecting:
         "error",
         [
             AccessRefused("no"),
-            TopologyError("no"),
-            Unroutable("no"),
             PublishRefused("no"),
             LeaseLost("no"),
             InvalidJob("no"),
@@ -212,15 +222,150 @@ class TestReconnecting:
             session.call(lambda backend: backend.receive(["train"], 0))
         assert backend.calls == ["receive"]
 
-    def test_a_refusal_while_reconnecting_ends_it(
+    @pytest.mark.parametrize(
+        "error", [TopologyError("deleted"), Unroutable("unbound")], ids=["missing", "unbound"]
+    )
+    def test_what_is_gone_is_declared_once_more(
+        self,
+        error: Exception,
+        session: Session,
+        backend: FlakyBackend,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        backend.fail("receive", error)
+        assert session.call(lambda backend: backend.receive(["train"], 0)) is None
+        assert backend.calls == ["receive", "declare", "receive"]
+        assert caplog.text == ""
+        backend.calls.clear()
+        backend.fail("receive", error, error)
+        with pytest.raises(type(error)):
+            session.call(lambda backend: backend.receive(["train"], 0))
+        assert backend.calls == ["receive", "declare", "receive"]
+
+    def test_a_queue_that_was_deleted_is_there_again(self, session: Session, grid: Grid) -> None:
+        grid.broker.queues.clear()
+        grid.broker.bindings.clear()
+        session.publish(TRAIN.exchange.name, TRAIN.routing_key, messages(1))
+        assert count(session) == 1
+
+    def test_what_nobody_declared_is_missing_at_once(self, backend: FlakyBackend) -> None:
+        session = Session(backend)
+        session.open()
+        with pytest.raises(TopologyError):
+            session.call(lambda backend: backend.count("nowhere"))
+        session.close()
+
+
+class TestRefusedAtAReconnection:
+    """Brokers that boot refuse those whom they know."""
+
+    def test_a_login_that_worked_is_tried_for_a_while(
+        self, session: Session, backend: FlakyBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("synmanager.engine.session.LOGIN_PAUSE", 0.01)
+        backend.fail("receive", gone())
+        backend.fail("open", gone(), *(AccessRefused("no such user") for _ in range(3)))
+        assert session.call(lambda backend: backend.receive(["train"], 0)) is None
+        assert backend.calls == ["receive", *["open"] * 5, "declare", "receive"]
+
+    @pytest.mark.parametrize("endless", [False, True])
+    def test_and_no_longer(
+        self,
+        endless: bool,
+        session: Session,
+        backend: FlakyBackend,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("synmanager.engine.session.LOGIN_PAUSE", 0.01)
+        monkeypatch.setattr("synmanager.engine.session.LOGIN_PATIENCE", 0.1)
+        backend.break_connection()
+        backend.fail("open", *(AccessRefused("the password was changed") for _ in range(1000)))
+        with pytest.raises(AccessRefused, match="password was changed"):
+            session.call(lambda backend: backend.receive(["train"], 0), endless=endless)
+        assert backend.calls.count("open") >= 2
+
+    def test_the_patience_begins_anew_once_it_worked(
+        self, session: Session, backend: FlakyBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("synmanager.engine.session.LOGIN_PAUSE", 0.01)
+        monkeypatch.setattr("synmanager.engine.session.LOGIN_PATIENCE", 60)
+        for _ in range(2):
+            backend.break_connection()
+            backend.fail("open", AccessRefused("not yet"))
+            assert count(session) == 0
+            assert session._refused_at is None
+
+    def test_seldom_lest_it_be_taken_for_an_attack(
+        self, session: Session, backend: FlakyBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pauses: list[float] = []
+
+        def sleep(self: Session, seconds: float, *rest: Any) -> bool:
+            pauses.append(seconds)
+            return True
+
+        monkeypatch.setattr(Session, "_sleep", sleep)
+        backend.break_connection()
+        backend.fail("open", gone(), AccessRefused("not yet"), AccessRefused("not yet"))
+        assert count(session) == 0
+        assert pauses == [0.01, 10, 10]
+
+    def test_is_for_a_minute(self) -> None:
+        from synmanager.engine import session
+
+        assert session.LOGIN_PATIENCE == 60
+
+
+class TestTheUnexpected:
+    """No driver raises it, and it is no reason to end."""
+
+    def test_is_tried_again_and_logged_with_its_traceback(
+        self, session: Session, backend: FlakyBackend, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        backend.fail("receive", RuntimeError("a defect"))
+        assert session.call(lambda backend: backend.receive(["train"], 0)) is None
+        assert backend.calls == ["receive", "receive"]
+        assert "RuntimeError: a defect" in caplog.text
+
+    def test_twice_in_a_call_it_is_unavailable_and_says_why(
         self, session: Session, backend: FlakyBackend
     ) -> None:
-        backend.fail("receive", gone())
-        backend.fail("open", gone(), AccessRefused("the password was changed"))
-        with pytest.raises(AccessRefused):
+        error = RuntimeError("a defect")
+        backend.fail("receive", error, error)
+        with pytest.raises(BrokerUnavailable, match="unexpected RuntimeError: a defect") as caught:
             session.call(lambda backend: backend.receive(["train"], 0))
-        assert backend.calls == ["receive", "open", "open"]
+        assert caught.value.__cause__ is error
+        assert count(session) == 0
 
+    def test_in_a_loop_it_is_waited_out_on_a_new_connection(
+        self, session: Session, backend: FlakyBackend
+    ) -> None:
+        backend.fail("receive", *(RuntimeError("a defect") for _ in range(3)))
+        receive = lambda backend: backend.receive(["train"], 0)  # noqa: E731
+        assert session.call(receive, step=Step.TAKE, endless=True) is None
+        assert backend.calls[:5] == ["receive", "receive", "open", "declare", "receive"]
+
+    def test_at_the_first_connection_it_is_raised_as_it_is(self, backend: FlakyBackend) -> None:
+        backend.fail("open", RuntimeError("a defect"))
+        with pytest.raises(RuntimeError, match="a defect"):
+            Session(backend).open()
+
+    def test_what_a_caller_s_own_handler_raises_is_the_caller_s(
+        self, session: Session, backend: FlakyBackend
+    ) -> None:
+        def ring(number: int, frame: FrameType | None) -> None:
+            raise TimeoutError("mine")
+
+        before = signal.signal(signal.SIGUSR1, ring)
+        try:
+            for step in Step:
+                with pytest.raises(TimeoutError, match="mine"):
+                    session.call(lambda backend: signal.raise_signal(signal.SIGUSR1), step=step)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
+class TestReconnectingTogether:
     def test_many_threads_make_one_connection(
         self, session: Session, backend: FlakyBackend
     ) -> None:
@@ -254,7 +399,7 @@ class TestPatience:
     def test_without_a_limit_a_call_gives_up(
         self, session: Session, backend: FlakyBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("synmanager.session.CALL_PATIENCE", 0.2)
+        monkeypatch.setattr("synmanager.engine.session.CALL_PATIENCE", 0.2)
         backend.fail("open", *(gone() for _ in range(1000)))
         backend.break_connection()
         with pytest.raises(BrokerUnavailable):
@@ -263,14 +408,14 @@ class TestPatience:
     def test_without_a_limit_an_endless_call_goes_on(
         self, session: Session, backend: FlakyBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("synmanager.session.CALL_PATIENCE", 0.1)
+        monkeypatch.setattr("synmanager.engine.session.CALL_PATIENCE", 0.1)
         backend.fail("open", gone(), gone(), gone())
         backend.break_connection()
         assert session.call(lambda backend: backend.receive(["train"], 0), endless=True) is None
         assert backend.calls.count("open") == 4
 
     def test_is_sixty_seconds(self) -> None:
-        from synmanager import session
+        from synmanager.engine import session
 
         assert session.CALL_PATIENCE == 60
 
@@ -317,9 +462,9 @@ class TestPublishing:
 
         def record(
             self: FlakyBackend, exchange: str, key: str, batch: Sequence[Message], **options: Any
-        ) -> None:
+        ) -> int:
             sent.append([message.id for message in batch])
-            publish(self, exchange, key, batch, **options)
+            return publish(self, exchange, key, batch, **options)
 
         monkeypatch.setattr(FlakyBackend, "publish", record)
         batch = messages(5)
@@ -343,14 +488,48 @@ class TestPublishing:
         with pytest.raises(BrokerUnavailable, match=GONE):
             self.publish(session, batch)
 
-    @pytest.mark.parametrize("error", [Unroutable("no"), PublishRefused("no")])
-    def test_a_refusal_is_not_tried_again(
+    def test_a_refusal_is_not_tried_again_and_says_what_was_not_accepted(
+        self, session: Session, backend: FlakyBackend
+    ) -> None:
+        batch = messages(5)
+        backend.fail("publish", PublishRefused("no", batch[2:]))
+        with pytest.raises(PublishRefused) as caught:
+            self.publish(session, batch)
+        assert caught.value.unconfirmed == tuple(batch[2:])
+        assert backend.calls == ["publish"]
+
+    def test_without_a_route_it_is_tried_once_more(
+        self, session: Session, backend: FlakyBackend
+    ) -> None:
+        batch = messages(5)
+        backend.fail("publish", Unroutable("no", batch), Unroutable("no", batch[3:]))
+        with pytest.raises(Unroutable) as caught:
+            self.publish(session, batch)
+        assert caught.value.unconfirmed == tuple(batch[3:])
+        assert backend.calls == ["publish", "declare", "publish"]
+
+    def test_tells_how_many_the_queue_had_already(self, session: Session) -> None:
+        batch = messages(3)
+        self.publish(session, batch[:2])
+        assert session.publish(TRAIN.exchange.name, TRAIN.routing_key, batch) == 2
+
+    def test_but_not_where_what_it_repeated_may_have_been_its_own(
+        self, session: Session, backend: FlakyBackend
+    ) -> None:
+        batch = messages(2)
+        self.publish(session, batch)
+        backend.fail("publish", PublishInterrupted(GONE, batch))
+        assert session.publish(TRAIN.exchange.name, TRAIN.routing_key, batch) == 0
+
+    @pytest.mark.parametrize(
+        "error", [PublishRefused("no"), Unroutable("no"), TopologyError("no")], ids=repr
+    )
+    def test_a_result_waits(
         self, error: Exception, session: Session, backend: FlakyBackend
     ) -> None:
-        backend.fail("publish", error)
-        with pytest.raises(type(error)):
-            self.publish(session, messages(1))
-        assert backend.calls == ["publish"]
+        backend.fail("publish", *[error] * 3)
+        self.publish(session, messages(1), step=Step.PUBLISH, endless=True)
+        assert backend.calls.count("publish") == 4
 
     def test_can_be_called_off(self, session: Session, backend: FlakyBackend) -> None:
         backend.fail("publish", gone())
@@ -410,3 +589,18 @@ class TestClosing:
         with pytest.raises(NotConnected):
             join()
         assert not backend.is_open
+
+
+def test_its_own_closing_is_no_trouble_to_tell_of(
+    grid: Grid, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = Session(grid.client())
+    session.open()
+
+    def closing(_: object) -> None:
+        session.close()
+        raise BrokerUnavailable("it was closed")
+
+    with pytest.raises(NotConnected):
+        session.call(closing)
+    assert caplog.records == []

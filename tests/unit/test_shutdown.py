@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,7 +20,8 @@ import pytest
 from grid import Grid, in_thread, until
 
 import synmanager
-from synmanager.shutdown import Shutdown
+from synmanager.engine.ear import Ear
+from synmanager.engine.shutdown import Shutdown
 
 SOURCE = Path(synmanager.__file__).parents[1]
 
@@ -28,10 +31,11 @@ BOUND = 5.0
 # Listens in the main thread; says what it does on its standard output, a line each.
 PROGRAM = """
 import signal, sys, threading, time
-from synmanager import Worker, current_job, runner
+from synmanager import Worker, current_job
+from synmanager.backends import base
 from synmanager.train import TrainConsumerOperator, TrainProducerOperator
 
-runner._SLICE = 0.05  # else a second
+base._SLICE = 0.05  # else a second
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 
 def say(*words):
@@ -48,6 +52,11 @@ with TrainProducerOperator(url="memory") as producer:
 def asked():  # whether the first signal has arrived
     return any(loop.requested for loop in consumer._runner._loops)
 
+def sleep_on():
+    # In naps: Python hears a signal that comes just before a sleep only after it.
+    while True:
+        time.sleep(0.005)
+
 def finish_when_told(run):
     say("running", run)
     sys.stdin.readline()
@@ -57,13 +66,13 @@ def never_end(run):
     while not asked():
         time.sleep(0.005)
     say("asked")
-    time.sleep(3600)
+    sleep_on()
 
 def never_let_go(run):
     say("running", run)
     while True:
         try:
-            time.sleep(3600)
+            sleep_on()
         except BaseException:
             say("not yet")
 
@@ -162,6 +171,28 @@ except BaseException as error:
             assert end(process) == ["ready 3"]
             assert process.returncode == EXIT[number]
 
+    def test_it_is_said_what_is_waited_for_and_how_to_leave_now(
+        self, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        with program("consumer.listen_message(never_end)", SYNMANAGER_GRACE="3600") as process:
+            assert read(process) == "running 0"
+            process.send_signal(number)
+            assert read(process) == "asked"
+            said = ""
+
+            def has_said() -> bool:
+                nonlocal said
+                said += capfd.readouterr().err
+                return "\n" in said
+
+            until(has_said, "the first word")
+            process.send_signal(number)
+            assert end(process) == ["ready 3"]
+        again = "Ctrl-C again" if number == signal.SIGINT else "a second SIGTERM"
+        assert said.startswith(
+            f"{number.name}: waiting for the running job, 3600 s at most; {again} leaves at once"
+        )
+
     def test_while_idle_it_returns_promptly(self, number: signal.Signals) -> None:
         with program("say('ended', consumer.listen_message(be_quick))") as process:
             assert [read(process) for _ in range(3)] == ["ran 0", "ran 1", "ran 2"]
@@ -173,8 +204,8 @@ except BaseException as error:
         self, number: signal.Signals
     ) -> None:
         body = """
-from synmanager import shutdown
-shutdown.LAST_RESORT = 0.2
+from synmanager.engine import shutdown
+shutdown.LAST_RESORT = 1.0
 consumer.listen_message(never_let_go)
 """
         with program(body, SYNMANAGER_GRACE="0.1") as process:
@@ -210,6 +241,68 @@ say(*heard)
             assert [read(process) for _ in range(2)] == ["ran 0", "listened"]
             process.send_signal(number)
             assert end(process) == ["mine", "ready 2"]
+
+
+@pytest.mark.parametrize("error", ["PublishRefused('full')", "RuntimeError('a defect')"])
+def test_the_last_resort_comes_although_the_job_cannot_be_given_back(error: str) -> None:
+    body = f"""
+from synmanager.engine import shutdown
+from synmanager.errors import PublishRefused
+shutdown.LAST_RESORT = 1.0
+def refuse(*arguments, **options):
+    raise {error}
+consumer._session.backend.nack = refuse
+consumer.listen_message(never_let_go)
+"""
+    with program(body, SYNMANAGER_GRACE="0.1") as process:
+        assert read(process) == "running 0"
+        process.send_signal(signal.SIGTERM)
+        assert end(process) == ["not yet"]
+        assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_job_that_cannot_be_given_back_may_leave_and_the_loop_ends() -> None:
+    body = """
+from synmanager.errors import PublishRefused
+def refuse(*arguments, **options):
+    raise PublishRefused("full")
+consumer._session.backend.nack = refuse
+consumer.listen_message(never_end)
+"""
+    with program(body, SYNMANAGER_GRACE="0.1") as process:
+        assert read(process) == "running 0"
+        process.send_signal(signal.SIGTERM)
+        assert end(process) == ["asked", "ready 2"]
+        assert process.returncode == EXIT[signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_waits_for_a_broker_obeys_where_signals_are_ignored_by_default(
+    number: signal.Signals,
+) -> None:
+    # As for process 1 of a container, which the kernel sends nothing that it has no handler for.
+    body = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from synmanager.errors import BrokerUnavailable
+def refuse():
+    if worker._shutdown is not None and not worker._shutdown.requested:
+        say("refused")
+    raise BrokerUnavailable("not there yet")
+worker = Worker({"train": be_quick}, url="memory")
+worker._session.backend.open = refuse
+say("ended", worker.run())
+say(signal.getsignal(signal.SIGTERM) is signal.SIG_IGN)
+"""
+    with program(body) as process:
+        assert read(process) == "refused"
+        process.send_signal(number)
+        assert [word for word in end(process) if word != "refused"] == [
+            "ended 0",
+            "True",
+            "ready 3",
+        ]
+        assert process.returncode == 0
 
 
 def test_one_of_each_kind_are_two_signals() -> None:
@@ -323,6 +416,213 @@ say("outer", consumer.listen_message(lambda run: other.listen_message(part)))
             assert process.returncode == 0
 
 
+# Calls native code that waits for ever, whatever signal comes: for a lock that is held already.
+DEAF = """
+import ctypes
+from synmanager.engine import shutdown
+shutdown._DEAF = 0.2
+shutdown.LAST_RESORT = 0.2
+
+native, lock = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+
+def never_return(run):
+    say("running", run)
+    native.pthread_mutex_lock(lock)
+    native.pthread_mutex_lock(lock)
+
+def tell_when_asked():
+    while not asked():
+        time.sleep(0.005)
+    say("asked")
+
+give_back = consumer._session.backend.nack
+def nack(delivery, **how):
+    give_back(delivery, **how)
+    say("given back", how, other.check_message_count())
+consumer._session.backend.nack = nack
+threading.Thread(target=tell_when_asked, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+class TestDeafMainThread:
+    BACK = "given back {'count': False} 3"
+
+    def test_a_job_in_native_code_is_given_back_uncounted(self, number: signal.Signals) -> None:
+        body = DEAF + "consumer.listen_message(never_return)"
+        with program(body, SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "running 0"
+            process.send_signal(number)
+            assert end(process) == ["asked", self.BACK]
+            assert process.returncode == 128 + number
+
+    def test_so_it_is_in_a_loop_in_a_callback(self, number: signal.Signals) -> None:
+        body = DEAF + "other.listen_message(lambda run: consumer.listen_message(never_return))"
+        with program(body, SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "running 1"
+            process.send_signal(number)
+            assert read(process) == "asked"
+            end(process)
+            assert process.returncode == 128 + number
+
+    def test_a_second_signal_cuts_the_grace_short(self, number: signal.Signals) -> None:
+        body = DEAF + "consumer.listen_message(never_return)"
+        with program(body, SYNMANAGER_GRACE="3600") as process:
+            assert read(process) == "running 0"
+            process.send_signal(number)
+            assert read(process) == "asked"
+            process.send_signal(number)
+            assert end(process) == [self.BACK]
+            assert process.returncode == 128 + number
+
+    def test_a_callback_that_returns_in_time_has_finished(self, number: signal.Signals) -> None:
+        # Its own signal is heard late, and is no second one.
+        body = (
+            DEAF
+            + """
+mutex = ctypes.create_string_buffer(256)
+native.pthread_mutex_lock(mutex)
+
+def let_go():
+    while not asked():
+        time.sleep(0.005)
+    time.sleep(0.05)
+    native.pthread_mutex_unlock(mutex)
+
+def wait_in_native_code(run):
+    threading.Thread(target=let_go, daemon=True).start()
+    say("running", run)
+    native.pthread_mutex_lock(mutex)
+    for _ in range(1000):
+        pass  # where Python runs handlers
+
+say("ended", consumer.listen_message(wait_in_native_code))
+"""
+        )
+        with program(body, SYNMANAGER_GRACE="3600") as process:
+            assert read(process) == "running 0"
+            process.send_signal(number)
+            assert sorted(end(process)) == ["asked", "ended 1", "ready 2"]
+            assert process.returncode == 0
+
+    def test_a_signal_that_interrupts_another_thread_is_heard(self, number: signal.Signals) -> None:
+        body = (
+            DEAF
+            + f"""
+def be_interrupted():
+    sys.stdin.readline()
+    signal.pthread_kill(threading.get_ident(), {int(number)})
+
+shutdown.LAST_RESORT = 5.0
+
+def sleep(run):
+    threading.Thread(target=be_interrupted, daemon=True).start()
+    say("running", run)
+    time.sleep(3600)
+
+consumer.listen_message(sleep)
+"""
+        )
+        with program(body, SYNMANAGER_GRACE="0.1") as process:
+            assert read(process) == "running 0"
+            answer(process)
+            assert end(process)[-1] == "ready 3"
+            assert process.returncode == EXIT[number]
+
+    def test_somebody_else_s_handler_is_left_alone(self, number: signal.Signals) -> None:
+        body = (
+            DEAF
+            + f"""
+def mine(run):
+    signal.signal({int(number)}, lambda *_: None)
+    say("running", run)
+    sys.stdin.readline()
+    time.sleep(1)
+    say("asked" if asked() else "not asked")
+    consumer.stop()
+
+say("ended", consumer.listen_message(mine))
+"""
+        )
+        with program(body) as process:
+            assert read(process) == "running 0"
+            process.send_signal(number)
+            answer(process)
+            assert "not asked" in end(process)
+
+
+class TestEar:
+    @pytest.fixture
+    def ear(self) -> Iterator[Ear]:
+        made = Ear.open()
+        assert made is not None
+        yield made
+        made.forked()  # as a thread that reads would close it
+        assert signal.set_wakeup_fd(-1) == -1
+
+    def test_hears_what_comes(self, ear: Ear) -> None:
+        before = signal.signal(signal.SIGUSR1, lambda *_: None)
+        try:
+            join = in_thread(ear.wait)
+            signal.raise_signal(signal.SIGUSR1)
+            assert join()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert ear.take() == bytes([signal.SIGUSR1])
+        assert ear.take() == b""
+        ear.close()
+        assert ear.take() == b""
+        assert not in_thread(ear.wait)()
+
+    def test_listens_again_after_asyncio_did(self, ear: Ear) -> None:
+        async def with_a_handler() -> None:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGUSR1, print)
+            assert not ear.listen()
+            loop.remove_signal_handler(signal.SIGUSR1)
+
+        asyncio.run(with_a_handler())
+        assert ear.listen()
+        assert signal.set_wakeup_fd(-1) == ear._write
+
+    def test_leaves_who_listens_alone(self) -> None:
+        theirs, other = socket.socketpair()
+        with theirs, other:
+            theirs.setblocking(False)
+            signal.set_wakeup_fd(theirs.fileno())
+            try:
+                assert Ear.open() is None
+                with Shutdown(60, lambda: False, lambda: None) as shutdown:
+                    shutdown.look()
+            finally:
+                assert signal.set_wakeup_fd(-1) == theirs.fileno()
+
+    def test_touches_nothing_that_has_got_its_numbers(self, ear: Ear, tmp_path: Path) -> None:
+        file = os.open(tmp_path / "theirs", os.O_CREAT | os.O_RDWR)
+        for end in (ear._read, ear._write):  # what a daemon does, and opens files then
+            os.dup2(file, end)
+        assert ear.take() == b""
+        assert not ear.listen()
+        ear.close()
+        os.fstat(ear._read)
+        os.fstat(ear._write)
+        for end in (file, ear._read, ear._write):
+            os.close(end)
+        assert (tmp_path / "theirs").read_bytes() == b""
+
+    def test_its_numbers_are_out_of_the_way(self, ear: Ear) -> None:
+        assert min(ear._read, ear._write) >= 900
+
+    def test_without_room_there_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full() -> tuple[int, int]:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(os, "pipe", full)
+        assert Ear.open() is None
+        with Shutdown(60, lambda: False, lambda: None):
+            pass
+
+
 # Works for longer than the grace period after the fork, and tells what became of its own job.
 FORKS = """
 import multiprocessing, os
@@ -360,8 +660,12 @@ if child == 0:
     finally:
         os._exit(78)
 sys.stdin.readline()
-os.kill(child, {int(number)})
-say(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+ended = 0
+while not ended:  # Python drops what is raised in a finaliser: then it is asked again
+    os.kill(child, {int(number)})
+    time.sleep(0.1)
+    ended, status = os.waitpid(child, os.WNOHANG)
+say(os.waitstatus_to_exitcode(status))
 """
         with program(forks(body), SYNMANAGER_GRACE="0.1") as process:
             assert read(process) == "child"
@@ -461,7 +765,8 @@ say("done", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     def test_a_child_that_leaves_the_loop_keeps_its_handlers(self) -> None:
         body = """
 import os
-from synmanager.shutdown import Shutdown
+from synmanager.engine.ear import Ear
+from synmanager.engine.shutdown import Shutdown
 with Shutdown(60, lambda: False, lambda: None):
     child = os.fork()
     if child == 0:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from grid import Grid, in_thread, until
 
-from synmanager import Reject, Worker, current_job
+from synmanager import Reject, Worker
+from synmanager.completed import CompletedConsumerOperator
 from synmanager.errors import (
     AccessRefused,
     BrokerUnavailable,
@@ -16,8 +21,9 @@ from synmanager.errors import (
     SynmanagerError,
 )
 from synmanager.message import decode
-
-PHASES = ["preprocess", "train", "evaluate"]
+from synmanager.phases import WORK_PHASES, WorkPhase
+from synmanager.testkit import FakeBroker
+from synmanager.train import TrainProducerOperator
 
 
 def results(grid: Grid) -> list[tuple[str, dict[str, Any]]]:
@@ -35,15 +41,15 @@ class TestRank:
         for phase in ("evaluate", "train", "preprocess") * 3:
             grid.put({"phase": phase}, phase=phase)
         order: list[str] = []
-        worker = Worker(dict.fromkeys(PHASES, lambda phase: order.append(phase)), url=grid.url)
+        worker = Worker(dict.fromkeys(WORK_PHASES, lambda phase: order.append(phase)), url=grid.url)
         assert worker.run(burst=True) == 9
         assert order == ["preprocess"] * 3 + ["train"] * 3 + ["evaluate"] * 3
 
     def test_the_order_of_the_mapping_is_the_rank(self, grid: Grid) -> None:
-        for phase in PHASES:
+        for phase in WORK_PHASES:
             grid.put({"phase": phase}, phase=phase)
         order: list[str] = []
-        handlers = dict.fromkeys(reversed(PHASES), lambda phase: order.append(phase))
+        handlers = dict.fromkeys(reversed(WORK_PHASES), lambda phase: order.append(phase))
         Worker(handlers, url=grid.url).run(burst=True)
         assert order == ["evaluate", "train", "preprocess"]
 
@@ -51,7 +57,9 @@ class TestRank:
         grid.producer("train").submit({"name": "high"}, priority="high")
         grid.producer("preprocess").submit({"name": "low"}, priority="low")
         order: list[str] = []
-        Worker(dict.fromkeys(PHASES, lambda name: order.append(name)), url=grid.url).run(burst=True)
+        Worker(dict.fromkeys(WORK_PHASES, lambda name: order.append(name)), url=grid.url).run(
+            burst=True
+        )
         assert order == ["low", "high"]
 
     def test_a_job_that_arrives_meanwhile_is_ranked_too(self, grid: Grid) -> None:
@@ -78,7 +86,7 @@ class TestRank:
 
 class TestHandlers:
     @pytest.mark.parametrize("handlers", [{}, {"completed": print}, {"polish": print}, {"": print}])
-    def test_a_phase_that_there_is_not(self, handlers: dict[str, Any]) -> None:
+    def test_a_phase_that_there_is_not(self, handlers: dict[WorkPhase, Any]) -> None:
         with pytest.raises(ConfigurationError, match="preprocess, train, evaluate"):
             Worker(handlers, url="memory")
 
@@ -109,33 +117,10 @@ class TestResults:
     def test_a_dict_is_published_with_an_id_derived_from_the_job_s(self, grid: Grid) -> None:
         (message,) = grid.put({"run": 7})
         Worker({"train": lambda run: {"run": run, "loss": 0.5}}, url=grid.url).run(burst=True)
-        assert results(grid) == [(f"{message.id}.train.result", {"run": 7, "loss": 0.5})]
+        ((result_id, result),) = results(grid)
+        assert re.fullmatch(rf"{message.id}\.train\.[0-9a-f]{{16}}\.result", result_id)
+        assert result == {"run": 7, "loss": 0.5}
         assert grid.count() == {}
-
-    def test_every_run_of_a_job_has_the_same(self, grid: Grid) -> None:
-        (message,) = grid.put({})
-
-        def once_more(**kwargs: Any) -> dict[str, Any]:
-            job = current_job()
-            assert job is not None
-            if job.attempt == 1:
-                raise ZeroDivisionError
-            return {"attempt": job.attempt}
-
-        worker = Worker({"train": once_more}, url=grid.url)
-        worker.run(burst=True)
-        grid.clock.advance(10)
-        worker.run(burst=True)
-        assert results(grid) == [(f"{message.id}.train.result", {"attempt": 2})]
-
-    def test_the_same_id_in_two_phases_gives_two(self, grid: Grid) -> None:
-        grid.put({}, id="run-1", phase="train")
-        grid.put({}, id="run-1", phase="evaluate")
-        Worker(dict.fromkeys(("train", "evaluate"), lambda **_: {}), url=grid.url).run(burst=True)
-        assert [job_id for job_id, _ in results(grid)] == [
-            "run-1.train.result",
-            "run-1.evaluate.result",
-        ]
 
     def test_the_longest_id_leaves_room(self, grid: Grid) -> None:
         grid.producer("preprocess").submit({}, job_id="x" * 200)
@@ -154,8 +139,8 @@ class TestResults:
         Worker({"train": lambda **_: {}}, url=grid.url).run(burst=True)
         assert [body for _, body in results(grid)] == [{}]
 
-    @pytest.mark.parametrize("value", [True, 0, "loss", [1], {"a": "\ud800"}, {"a": {(1,): 2}}])
-    def test_what_is_no_job_s_dict_makes_the_job_a_dead_letter(
+    @pytest.mark.parametrize("value", [{"a": "\ud800"}, {"a": {(1,): 2}}])
+    def test_one_that_cannot_be_written_makes_the_job_a_dead_letter(
         self, value: Any, grid: Grid
     ) -> None:
         grid.put({"run": 1})
@@ -164,6 +149,7 @@ class TestResults:
         ((body, reason, attempts),) = grid.dead()
         assert (body, attempts) == (b'{"run": 1}', 1)
         assert reason.startswith("its result cannot be published: ")
+        assert "it was {'a': " in reason
 
     def test_every_subscriber_gets_a_copy(self, grid: Grid) -> None:
         mine = grid.consumer("completed")
@@ -216,7 +202,7 @@ class TestSeveral:
         assert busy.wait(10)
         grid.put({}, phase="preprocess")
         grid.put({})
-        second = Worker(dict.fromkeys(PHASES, lambda **_: None), url=grid.url)
+        second = Worker(dict.fromkeys(WORK_PHASES, lambda **_: None), url=grid.url)
         assert second.run(burst=True) == 2
         go_on.set()
         assert join() == 1
@@ -335,9 +321,9 @@ class TestRunning:
         assert grid.count() == {}
 
     def test_one_connection_for_everything(self, grid: Grid) -> None:
-        worker = Worker(dict.fromkeys(PHASES, lambda **_: {}), url=grid.url)
+        worker = Worker(dict.fromkeys(WORK_PHASES, lambda **_: {}), url=grid.url)
         client = grid.flaky(worker)
-        for phase in PHASES:
+        for phase in WORK_PHASES:
             grid.put({}, phase=phase)
         worker.run(burst=True)
         assert client.calls.count("open") == 1
@@ -363,3 +349,73 @@ class TestRunning:
             worker.run()
         assert grid.count() == {"ready": 1}
         assert not client.is_open
+
+
+@pytest.fixture
+def broker() -> Iterator[FakeBroker]:
+    with FakeBroker() as made:
+        yield made
+
+
+class TestAnAbsentBroker:
+    @pytest.fixture
+    def worker(self, broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> Worker:
+        monkeypatch.setenv("SYNMANAGER_RECONNECT", "200")
+        return Worker({"train": print}, url=broker.url)
+
+    def test_is_named_with_what_it_answers_and_again_every_minute(
+        self, broker: FakeBroker, worker: Worker, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        broker.fail("open", BrokerUnavailable("nobody is at host:1"), times=None)
+        with caplog.at_level(logging.WARNING), pytest.raises(BrokerUnavailable):
+            worker.run()
+        first, *reminders = caplog.messages
+        assert first == "the broker is not there (nobody is at host:1); waiting for it"
+        assert len(reminders) == 3
+        for line in reminders:
+            assert re.fullmatch(r"waiting for the broker for \d+ s: nobody is at host:1", line)
+
+    def test_is_said_to_be_there_at_last(
+        self, broker: FakeBroker, worker: Worker, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        broker.fail("open", BrokerUnavailable("nobody is at host:1"), times=3)
+        with caplog.at_level(logging.WARNING):
+            worker.run(burst=True)
+        assert caplog.messages[1:] == ["the broker is there"]
+
+
+class TestResultsThatNobodyReads:
+    def run(self, broker: FakeBroker, minutes: int, *, read: bool) -> int:
+        """Ten results a minute; how many end unread."""
+
+        def train(run: int) -> dict[str, int]:
+            broker.clock.advance(6.1)
+            if read and run % 10 == 0:
+                with CompletedConsumerOperator(url=broker.url) as consumer:
+                    consumer.purge()
+            return {"run": run}
+
+        with TrainProducerOperator(url=broker.url) as producer:
+            producer.submit_many([{"run": run} for run in range(10 * minutes)])
+        return Worker({"train": train}, url=broker.url).run(burst=True)
+
+    def test_are_named_where_they_get_more(
+        self, broker: FakeBroker, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.run(broker, 45, read=False)
+        numbers = [int(n) for n in re.findall(r"(\d+) results wait in completed", caplog.text)]
+        assert len(numbers) == 3  # at about 100, 200 and 400
+        assert 100 <= numbers[0] < 120
+        assert all(later >= 2 * sooner for sooner, later in pairwise(numbers))
+
+    def test_are_not_named_where_somebody_does(
+        self, broker: FakeBroker, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.run(broker, 15, read=True)
+        assert "results wait" not in caplog.text
+
+    def test_a_broker_that_does_not_tell_costs_no_job(self, broker: FakeBroker) -> None:
+        broker.fail("count", RuntimeError("planted"), times=None)
+        assert self.run(broker, 3, read=False) == 30
+        broker.mend()
+        assert len(broker.results()) == 30

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 
 from synmanager.backends.base import Delivery
-from synmanager.errors import LeaseLost, SynmanagerError
+from synmanager.engine import forks
+from synmanager.engine.outcomes import End, Step, after_error
+from synmanager.engine.session import Session
 from synmanager.job import Job
-from synmanager.session import Session
+from synmanager.text import shown
 
 __all__ = ["LeaseKeeper"]
 
@@ -28,6 +29,7 @@ class LeaseKeeper:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._start_over()
+        session.backend.clock.keep_up(self._interval, self._renew_all)
 
     def keep(self, delivery: Delivery, job: Job) -> None:
         """Keep a delivery's lease; sets ``job.lease_lost`` if it is lost all the same."""
@@ -40,11 +42,13 @@ class LeaseKeeper:
         self._held.pop(delivery, None)
 
     def close(self) -> None:
-        self._closing.set()
+        """End the thread; the session is closed already, so none is started after it."""
+        with self._starting:
+            self._closing.set()
 
     def _start_over(self) -> None:
-        self._process = os.getpid()
-        self._starting = threading.Lock()
+        self._generation = forks.generation()
+        self._starting = threading.RLock()  # a signal handler may come in between
         self._held: dict[Delivery, Job] = {}
 
     def _is_running(self) -> bool:
@@ -52,14 +56,16 @@ class LeaseKeeper:
             self._thread is not None
             and self._thread.is_alive()
             and not self._closing.is_set()
-            and self._process == os.getpid()
+            and self._generation == forks.generation()
         )
 
     def _ensure_running(self) -> None:
-        if self._process != os.getpid():  # a fork: what is held, and the lock, are the parent's
+        if (
+            self._generation != forks.generation()
+        ):  # a fork: what is held, and the lock, are the parent's
             self._start_over()
         with self._starting:
-            if not self._is_running():
+            if self._session.is_open and not self._is_running():
                 self._closing = threading.Event()
                 self._thread = threading.Thread(
                     target=self._run, args=(self._closing,), name="synmanager-leases", daemon=True
@@ -68,21 +74,36 @@ class LeaseKeeper:
 
     def _run(self, closing: threading.Event) -> None:
         while not closing.wait(self._interval):
-            for delivery, job in tuple(self._held.items()):
-                if not delivery.settled:
-                    self._renew(delivery, job)
+            self._renew_all()
+
+    def _renew_all(self) -> None:
+        for delivery, job in tuple(self._held.items()):
+            if not delivery.settled:
+                self._renew(delivery, job)
 
     def _renew(self, delivery: Delivery, job: Job) -> None:
+        # Longer than until the next renewal nobody waits: there are other jobs.
+        clock = self._session.backend.clock
+        until = clock.now() + self._interval
         try:
             self._session.call(
-                lambda backend: backend.renew(delivery), called_off=self._closing.is_set
+                lambda backend: backend.renew(delivery),
+                step=Step.RENEW,
+                endless=True,
+                called_off=lambda: self._closing.is_set() or clock.now() > until,
             )
-        except LeaseLost as error:
-            if self._held.pop(delivery, None) is not None:
-                job.lease_lost = True
-                logger.warning("job %s lost its lease while running: %s", job.id, error)
-        except SynmanagerError as error:
-            logger.warning("could not renew the lease of job %s, will try again: %s", job.id, error)
-        except Exception:
+            if job.reporter is not None:
+                job.reporter.renewed()
+        except Exception as error:
             # Whatever it is, a thread that ended would lose the lease of every job.
-            logger.exception("could not renew the lease of job %s, will try again", job.id)
+            if after_error(Step.RENEW, error) is End.WAIT:
+                logger.warning(
+                    "could not renew the lease of job %s, will try again: %s",
+                    shown(job.id),
+                    shown(error),
+                )
+            elif self._held.pop(delivery, None) is not None:
+                job.lease_lost = True
+                logger.warning(
+                    "job %s lost its lease while running: %s", shown(job.id), shown(error)
+                )

@@ -16,11 +16,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from synmanager.errors import InvalidCallback
+from synmanager.errors import InvalidCallback, SynmanagerError
 
-__all__ = ["Callback", "adapt"]
+__all__ = ["Callback", "Unfit", "adapt", "check_takes_one"]
 
 Callback = Callable[..., Any]
+
+
+class Unfit(SynmanagerError):
+    """A job that cannot be run here, however often it is tried."""
+
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -37,6 +42,45 @@ def adapt(
         raise InvalidCallback("pass one callback: process_callback= or process_function=")
     callback = process_callback if process_function is None else process_function
     assert callback is not None
+    _check_callable(callback)
+    try:
+        signature = inspect.signature(callback)
+    except (TypeError, ValueError):  # some built-ins do not tell; trust them
+        signature = None
+
+    fitted = callback if signature is None else _naming_what_does_not_fit(callback, signature)
+    if process_callback is not None or (signature and _is_readme_style(signature)):
+        if signature is not None:
+            try:
+                signature.bind({}, host)
+            except TypeError as error:
+                raise InvalidCallback(
+                    f"{_name(callback)}{signature} must take (kwargs, host): {error}"
+                ) from None
+        return lambda job: fitted(job, host)
+
+    if signature is not None:
+        _refuse_unless_keywords(callback, signature)
+    return lambda job: fitted(**job)
+
+
+def check_takes_one(callback: Callback) -> None:
+    """Refuse what cannot be called with one argument.
+
+    Raises:
+        InvalidCallback: it cannot, or calling it would run nothing.
+    """
+    _check_callable(callback)
+    try:
+        inspect.signature(callback).bind(None)
+    except TypeError as error:
+        raise InvalidCallback(f"{_name(callback)} must take one argument: {error}") from None
+    except ValueError:  # as above
+        return
+
+
+def _check_callable(callback: Callback) -> None:
+    """Refuse what cannot be called, or would run nothing if it were."""
     if not callable(callback):
         raise InvalidCallback(f"a callback must be callable, not {type(callback).__name__}")
     for refused, kind in (
@@ -46,24 +90,25 @@ def adapt(
     ):
         if refused(callback) or refused(type(callback).__call__):
             raise InvalidCallback(f"{_name(callback)} is {kind}: calling it would run nothing")
-    try:
-        signature = inspect.signature(callback)
-    except (TypeError, ValueError):  # some built-ins do not tell; trust them
-        signature = None
 
-    if process_callback is not None or (signature and _is_readme_style(signature)):
-        if signature is not None:
+
+def _naming_what_does_not_fit(callback: Callback, signature: inspect.Signature) -> Callback:
+    """The callback, which refuses a job that lacks a key or has one too many as ``Unfit``.
+
+    A signature may be a decorator's claim: what can be called in spite of it is called.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return callback(*args, **kwargs)
+        except TypeError as error:
             try:
-                signature.bind({}, host)
-            except TypeError as error:
-                raise InvalidCallback(
-                    f"{_name(callback)}{signature} must take (kwargs, host): {error}"
-                ) from None
-        return lambda job: callback(job, host)
+                signature.bind(*args, **kwargs)
+            except TypeError as mismatch:
+                raise Unfit(f"{_name(callback)}{signature} cannot take it: {mismatch}") from error
+            raise
 
-    if signature is not None:
-        _refuse_unless_keywords(callback, signature)
-    return lambda job: callback(**job)
+    return call
 
 
 def _is_readme_style(signature: inspect.Signature) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Collection, Mapping, Sequence
+from typing import NoReturn
 
 from synmanager.backends.base import ExchangeSpec, QueueSpec
 from synmanager.backends.registry import create_backend
+from synmanager.engine.results import Results
+from synmanager.engine.runner import Handler, Runner
+from synmanager.engine.session import Session
+from synmanager.engine.shutdown import Shutdown
 from synmanager.errors import BrokerUnavailable, SynmanagerError
-from synmanager.job import Job
-from synmanager.runner import Handler, Runner
-from synmanager.session import Session
+from synmanager.journal.failures import Failures
 from synmanager.settings import Settings
 
 __all__ = ["Service"]
@@ -24,13 +26,19 @@ class Service:
         settings: Settings,
         handlers: Mapping[str, Handler],
         specs: Sequence[ExchangeSpec | QueueSpec],
-        on_result: Callable[[Job, Any], None] | None = None,
+        results: Results | None = None,
+        *,
+        tags: Collection[str] = (),
+        only_deaths: bool = False,
+        failures: Failures | None = None,
     ) -> None:
         self._handlers = handlers
         self._specs = tuple(specs)
         self._session = Session(create_backend(settings.address), settings.reconnect)
-        self._runner = Runner(self._session, settings, on_result)
+        self._runner = Runner(self._session, settings, results, tags=tags, only_deaths=only_deaths)
+        self._failures = failures
         self._stopped = False
+        self._shutdown: Shutdown | None = None  # of the run that there is
 
     def run(
         self,
@@ -59,16 +67,30 @@ class Service:
         if self._session.is_open:
             raise SynmanagerError(f"this {type(self).__name__} is already running")
         try:
-            if not self._open():
-                return 0
-            return self._runner.run(
-                self._handlers,
-                burst=burst,
-                max_jobs=max_jobs,
-                idle_timeout=idle_timeout,
-                called_off=lambda: self._stopped,
-            )
+            # Also while the broker is waited for: in a container, nothing else obeys SIGTERM.
+            with self._runner.shutdown() as shutdown:
+                self._shutdown = shutdown
+                if self._stopped:
+                    shutdown.request()
+                if not self._open(shutdown):
+                    return 0
+                if self._failures is not None and not burst:
+                    self._failures.open()
+                count = self._runner.run(
+                    self._handlers,
+                    shutdown,
+                    burst=burst,
+                    max_jobs=max_jobs,
+                    idle_timeout=idle_timeout,
+                    beside=self._failures,
+                )
+                if self._failures is not None and burst:
+                    self._failures.tell_all(lambda: shutdown.requested)
+                return count
         finally:
+            self._shutdown = None
+            if self._failures is not None:
+                self._failures.close()
             self._runner.close()
             self._stopped = False
 
@@ -78,7 +100,9 @@ class Service:
         Called before ``run`` has begun, it ends that at once.
         """
         self._stopped = True
-        self._runner.stop()
+        shutdown = self._shutdown
+        if shutdown is not None:
+            shutdown.request()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -86,12 +110,12 @@ class Service:
             "other process"
         )
 
-    def _open(self) -> bool:
+    def _open(self, shutdown: Shutdown) -> bool:
         """Connect; False if told to stop while the broker was not there."""
         try:
-            self._session.open(*self._specs, patient=True, called_off=lambda: self._stopped)
+            self._session.open(*self._specs, patient=True, called_off=lambda: shutdown.requested)
         except BrokerUnavailable:
-            if self._stopped:
+            if shutdown.requested:
                 return False
             raise
         return True
