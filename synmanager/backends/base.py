@@ -10,30 +10,48 @@ Rules for every method, unless its docstring says otherwise:
 - It may be called from any thread, and from several at once.
 - It does not retry. If the broker is gone or silent it raises ``BrokerUnavailable`` within
   ``Address.timeout`` seconds; the caller then calls :meth:`QueueBackend.open` again and repeats.
+- **What it does not recognise on a connection that was open is** ``BrokerUnavailable``: an answer
+  that it has no name for, of the wrong shape, out of turn, from a proxy or from a broker that is
+  no longer the primary. The connection is dropped (``is_open`` is False from then on), and the
+  error says what was answered. ``AccessRefused`` is for what is positively known to be that.
 - It raises the errors of :mod:`synmanager.errors`, never the client library's, and no error
-  carries a password.
+  carries a password. What a caller's own signal handler raises in the middle of a call passes
+  through as it is, see :mod:`synmanager.interrupts`, and leaves nothing half-read behind it.
+- After ``Unroutable`` or ``TopologyError``, the next :meth:`QueueBackend.declare` looks at the
+  broker, whatever it has declared before.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import isfinite
+from typing import Any, ClassVar
 
-from synmanager.errors import Unsupported
+from synmanager.backends.urls import read_url, written_url
+from synmanager.clock import Clock
+from synmanager.errors import ConfigurationError, Unsupported
 from synmanager.message import Message
 
 __all__ = [
     "Address",
     "Counts",
     "DeadLetter",
+    "Delayed",
     "Delivery",
+    "Entry",
     "ExchangeSpec",
+    "Facts",
     "Features",
     "QueueBackend",
     "QueueSpec",
+    "check_place",
 ]
+
+#: Seconds that a loop's wait lasts by default. Bounds how long ``stop()`` goes unnoticed.
+_SLICE = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,13 +60,17 @@ class Address:
 
     Attributes:
         scheme: the URL scheme that chose the backend, such as ``amqps``.
-        host, port: None where the URL named none; the backend fills in its default.
+        host, port: None where the URL named none; the backend fills in its default. Of several
+            hosts, the first.
         path: the URL's path without its first slash: a virtual host, a database number, a file.
         options: the URL's query, for instance ``cafile``. A backend refuses names it does not know.
         timeout: seconds until a call to a silent broker fails.
         heartbeat: seconds between signs of life; a peer silent for two of them is dead.
         lease: seconds for which a received job is ours unless renewed. Brokers that tie a
             delivery to its connection free it when the connection ends instead.
+        journal_age, journal_bytes: seconds and bytes for which, about, a log of the journal keeps
+            its entries; the first limit that is reached counts.
+        others: further hosts of the same broker, with their ports; see :attr:`hosts`.
     """
 
     scheme: str
@@ -57,10 +79,41 @@ class Address:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     path: str = ""
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout: float = 30.0
     heartbeat: float = 20.0
     lease: float = 60.0
+    journal_age: float = 7 * 86_400.0
+    journal_bytes: int = 256 * 1024 * 1024
+    others: tuple[tuple[str, int | None], ...] = ()
+
+    @classmethod
+    def from_url(cls, url: str, **fields: Any) -> Address:
+        """Read ``scheme://user:password@host:port,host:port/path?name=value``.
+
+        Whether there is a backend for it, and whether that knows the options, is not asked.
+
+        Args:
+            fields: what no URL says, such as ``timeout``; or other values than the URL's.
+
+        Raises:
+            ConfigurationError: it cannot be one; never quoting more of it than its scheme.
+        """
+        return cls(**{**read_url(url), **fields})
+
+    @property
+    def hosts(self) -> tuple[tuple[str, int | None], ...]:
+        """All hosts, with the port that each was given; none where the URL named none.
+
+        They are one broker; ``urls.spread`` says in which order to try them.
+        """
+        return ((self.host, self.port), *self.others) if self.host else ()
+
+    @property
+    def safe_url(self) -> str:
+        """The URL for errors and logs: without the password and the options."""
+        hosts = self.hosts or (("", self.port),)
+        return written_url(self.scheme, hosts, self.username, self.path)
 
 
 @dataclass(frozen=True)
@@ -86,6 +139,9 @@ class QueueSpec:
 class Features:
     """What a broker honestly can and cannot do.
 
+    A backend has them from its making on. What only the broker itself can tell may differ after
+    the first ``open``, and from then on nothing changes.
+
     Each False is documented, and what it denies raises ``Unsupported`` (or, for counts, is
     None). No flag permits loss.
 
@@ -98,6 +154,19 @@ class Features:
         counts_leased, counts_delayed: ``count`` knows those numbers.
         ranks_foreign: a message of another program, which has no rank, counts as a normal one
             and not as the lowest.
+        longest_delay: seconds; who asks for more gets this much.
+        requeues_at_head: a ``nack`` without a delay puts a message before the others of its rank;
+            else it may come anywhere among them.
+        atomic_batches: a batch of ``publish`` is accepted as a whole or not at all; else those
+            that an error does not name have been accepted.
+        keeps_held: what is held comes back when its holder dies; where it does not, the backend
+            refuses to be made unless its user allowed the loss by name.
+        shows_dead_letters: ``dead_letters`` works.
+        mends_letters: ``redrive_letters``, ``purge_letters``, ``edit_letter`` and ``add_letters``
+            work.
+        shows_delayed: ``delayed`` works.
+        journal: ``record`` and ``replay`` work.
+        undeclares: ``undeclare`` works.
     """
 
     durable: bool
@@ -108,6 +177,15 @@ class Features:
     counts_leased: bool
     counts_delayed: bool
     ranks_foreign: bool
+    longest_delay: float = 100 * 366 * 86_400.0
+    requeues_at_head: bool = False
+    atomic_batches: bool = False
+    keeps_held: bool = True
+    shows_dead_letters: bool = True
+    mends_letters: bool = False
+    shows_delayed: bool = False
+    journal: bool = False
+    undeclares: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +230,7 @@ class DeadLetter:
         reason: the last error, in words.
         attempts: how often it was delivered.
         died_at: seconds since the epoch.
+        traceback: the end of it, if an exception was the reason; else "".
     """
 
     message: Message
@@ -159,6 +238,69 @@ class DeadLetter:
     reason: str
     attempts: int
     died_at: float
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Delayed:
+    """A message that waits to become visible.
+
+    Attributes:
+        seconds: until then; 0 or less for one that is due and has not been moved yet.
+    """
+
+    message: Message
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a broker tells of itself, as far as it does. For people: nothing is decided by it.
+
+    Attributes:
+        product, version: of the server or the library, such as ``RabbitMQ`` and ``4.3.6``.
+        queues: the names of all queues that were declared, without those that a driver keeps for
+            its own use; None where the broker does not list them.
+        consumers: how many wait for messages of a queue at this moment, by its name.
+        arguments: with what a queue was made, by its name; none for one that is not there.
+        settings: the broker's own settings, and what else it says of itself, by its own names.
+    """
+
+    product: str = ""
+    version: str = ""
+    queues: tuple[str, ...] | None = None
+    consumers: Mapping[str, int] = field(default_factory=dict)
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a log of the journal.
+
+    Attributes:
+        position: where in its log it stands, in the driver's own words; ``replay`` goes on behind
+            it. It stays true after a reconnection, and in other processes.
+        recorded_at: seconds since the epoch, by the broker's clock where it has one.
+        data: what was recorded, byte for byte.
+    """
+
+    position: str
+    recorded_at: float
+    data: bytes
+
+
+def check_place(after: str | float, form: re.Pattern[str]) -> None:
+    """Refuse what ``replay`` cannot begin at, before the broker is asked for it.
+
+    Args:
+        form: of a driver's positions.
+
+    Raises:
+        ConfigurationError: it is another broker's position, or no time.
+    """
+    if not (form.fullmatch(after) if isinstance(after, str) else isfinite(after)):
+        raise ConfigurationError(f"no log is read from {after!r:.80} on here")
 
 
 class QueueBackend(ABC):
@@ -166,11 +308,21 @@ class QueueBackend(ABC):
 
     Constructing it does no I/O and raises ``ConfigurationError`` for an :class:`Address` that
     can never work.
+
+    Attributes:
+        clustered: the URL schemes whose broker may have several hosts; of any other, an address
+            with several is refused.
     """
 
     features: Features
+    clustered: ClassVar[Collection[str]] = ()
+
+    #: By which those measure who use it: limits, pauses, patience. Only a test's is another.
+    clock: Clock = Clock()
 
     def __init__(self, address: Address) -> None:
+        if address.others and address.scheme not in self.clustered:
+            raise ConfigurationError(f"{address.scheme}:// has one host, not {len(address.hosts)}")
         self.address = address
 
     @abstractmethod
@@ -214,6 +366,22 @@ class QueueBackend(ABC):
             TopologyError: something else has the name, such as an exchange of another type.
         """
 
+    def undeclare(self, spec: QueueSpec) -> None:
+        """Remove a queue for good, with its binding and all that is in it; its exchange stays.
+
+        What is ready, delayed, held or dead goes, as far as it can be reached; who holds some of
+        it may get ``LeaseLost`` at its next step. Other queues are not touched. If there is no
+        such queue, that is what was wanted; declared again, it begins empty. A call that is cut
+        off in the middle may be repeated.
+
+        Raises:
+            Unsupported: unless ``Features.undeclares``.
+        """
+        raise Unsupported(
+            f"{self.address.scheme} cannot remove the queue {spec.name!r}; remove it with the "
+            "broker's own tools"
+        )
+
     @abstractmethod
     def publish(
         self,
@@ -222,16 +390,24 @@ class QueueBackend(ABC):
         messages: Sequence[Message],
         *,
         delay: float = 0.0,
-    ) -> None:
+    ) -> int:
         """Hand over a batch; return when the broker has *accepted* every message.
 
         Messages become visible in order, ``delay`` seconds from now; a delayed one is not lost
         by a restart. Every queue bound to the route gets its own copy.
 
+        Args:
+            delay: seconds, ``Features.longest_delay`` at most.
+
+        Returns:
+            how many of them no queue took, because it holds a message of that id already; 0
+            unless ``Features.deduplicates``.
+
         Raises:
             Unroutable: no queue is bound to this route, or no such exchange exists.
             PublishInterrupted: the broker went away; says which messages are in doubt.
-            PublishRefused: the broker is there and does not take them.
+            PublishRefused: the broker is there and does not take them; says which.
+            InvalidJob: the broker can never take one of them, for its size.
         """
 
     @abstractmethod
@@ -243,7 +419,12 @@ class QueueBackend(ABC):
         The first non-empty queue wins; within a queue the highest rank, and within a rank the
         oldest. Waiting costs the broker next to nothing, and a message that arrives ends it
         within milliseconds. When this returns, nothing but the returned delivery is held; what
-        may have come with it is on its way back, uncounted.
+        may have come with it is on its way back, uncounted. A delivery that is dropped unsettled,
+        because its taker was interrupted, is not held either: it goes back, or ends with its lease.
+
+        Where a lease seems to have run out and the driver cannot believe it yet, a call with a
+        ``wait`` of less than a second goes on until it knows, for half a lease at most: who only
+        looks, and leaves, must not miss the job of a dead worker.
 
         Args:
             done: :meth:`ack` this one first. A worker does both after every job, and many
@@ -253,6 +434,28 @@ class QueueBackend(ABC):
             TopologyError: a queue does not exist.
             LeaseLost: the broker has taken ``done`` back; nothing is taken.
         """
+
+    def await_job(
+        self,
+        queues: Sequence[str],
+        wait: float,
+        done: Delivery | None = None,
+        *,
+        called_off: Callable[[], bool],
+    ) -> Delivery | None:
+        """:meth:`receive` for a loop, which waits for hours and can be told to end.
+
+        It may return None early. This one does so after a second, which suits a broker to which
+        a wait that begins anew is no more than one that goes on; other drivers wait on.
+
+        Args:
+            called_off: asked about once a second, from under any lock: it takes none. Once it is
+                true, this ends within about a second.
+
+        Raises:
+            TopologyError, LeaseLost: as :meth:`receive`.
+        """
+        return self.receive(queues, min(wait, _SLICE), done)
 
     @abstractmethod
     def ack(self, delivery: Delivery) -> None:
@@ -266,8 +469,8 @@ class QueueBackend(ABC):
     def nack(self, delivery: Delivery, *, delay: float = 0.0, count: bool = True) -> None:
         """Put the message back, visible again in ``delay`` seconds, with its id and rank.
 
-        Without a delay it goes to the head of its rank where the broker can do that; after one,
-        to the tail. The next delivery's attempt is one higher if ``count``, else the same. The
+        Without a delay it goes to the head of its rank where ``Features.requeues_at_head``; after
+        one, to the tail. The next delivery's attempt is one higher if ``count``, else the same. The
         new copy is accepted by the broker before the old one is given up.
 
         Raises:
@@ -275,8 +478,12 @@ class QueueBackend(ABC):
         """
 
     @abstractmethod
-    def bury(self, delivery: Delivery, reason: str) -> None:
+    def bury(self, delivery: Delivery, reason: str, traceback: str = "") -> None:
         """Move the message to the queue's dead letters, accepted there before it leaves here.
+
+        Args:
+            reason, traceback: see :class:`DeadLetter`; thousands of characters at most, of any
+                kind.
 
         Raises:
             LeaseLost: the broker has taken the delivery back.
@@ -314,7 +521,11 @@ class QueueBackend(ABC):
 
     @abstractmethod
     def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
-        """Look at the oldest dead letters of a queue, without changing them."""
+        """Look at the oldest dead letters of a queue, without changing them.
+
+        Raises:
+            Unsupported: unless ``Features.shows_dead_letters``.
+        """
 
     @abstractmethod
     def redrive(self, queue: str, limit: int) -> int:
@@ -328,23 +539,97 @@ class QueueBackend(ABC):
     def purge_dead_letters(self, queue: str) -> int:
         """Remove a queue's dead letters for good; return how many."""
 
-    def native(self) -> tuple[Any, Any]:
-        """The client library's own ``(connection, channel)``, for callers that go past this layer.
+    def redrive_letters(self, queue: str, ids: Collection[str]) -> int:
+        """As :meth:`redrive`, but those dead letters whose message has one of these ids.
 
-        They belong to the caller's thread and live until ``close``. A backend whose library has
-        no such objects stands in for both itself.
+        Raises:
+            Unsupported: unless ``Features.mends_letters``. So do the next three.
         """
-        return self, self
+        raise self._mends_none()
 
-    def adopt(
-        self, queue: str, channel: Any, method: Any, properties: Any, body: bytes, *, settled: bool
-    ) -> Delivery | None:
-        """Make a delivery of what the client library handed to a consumer callback directly.
+    def purge_letters(self, queue: str, ids: Collection[str]) -> int:
+        """Remove for good those dead letters that have one of these ids; return how many."""
+        raise self._mends_none()
 
-        Settling it goes through ``channel``, in the calling thread. None if it must not be run
-        now, because it comes again with its attempts counted.
+    def edit_letter(self, queue: str, message_id: str, body: bytes) -> bool:
+        """Give the oldest dead letter of an id another body; all else about it stays.
+
+        Where it cannot be changed in its place it is put behind the other letters, and accepted
+        there before it leaves its place: whatever ends the call, the letter is there, if need be
+        in both forms.
+
+        Returns:
+            False if there is no such letter.
+        """
+        raise self._mends_none()
+
+    def add_letters(self, queue: str, letters: Sequence[DeadLetter]) -> None:
+        """Put letters, of another broker for one, among the dead letters of a queue.
+
+        They become the youngest, in this order, and keep all that they tell. Their own ``queue``
+        means nothing. Returns when the broker has accepted them; what a call that fails in the
+        middle has added stays.
+        """
+        raise self._mends_none()
+
+    def _mends_none(self) -> Unsupported:
+        return Unsupported(
+            f"{self.address.scheme} cannot pick single dead letters; redrive or purge all of them"
+        )
+
+    def delayed(self, queue: str, limit: int) -> list[Delayed]:
+        """Look at delayed messages, those that are due first before the others.
+
+        Raises:
+            Unsupported: unless ``Features.shows_delayed``.
+        """
+        raise Unsupported(f"{self.address.scheme} cannot show delayed messages")
+
+    def facts(self, queues: Sequence[str] = ()) -> Facts:
+        """What the broker tells of itself, and of these queues; a few round trips.
+
+        Nothing is changed, and what may not be asked is left out.
+        """
+        return Facts()
+
+    def record(self, log: str, entries: Sequence[bytes]) -> None:
+        """Append to a log that all clients of the broker share; return once it is accepted.
+
+        The journal is a view of the jobs and never their truth: a log is bounded by
+        ``Address.journal_age`` and ``journal_bytes``, and the oldest entries are gone first. Its
+        place is made when it is first written to; what exists is taken as it is.
 
         Args:
-            settled: the consumer acknowledges by itself.
+            log: a name of lower-case letters, such as ``events``.
+            entries: of 128 KiB at most. After an error, the first of them may be in the log.
+
+        Raises:
+            Unsupported: unless ``Features.journal``.
+            AccessRefused: this user must not. Queues work on, on the same connection.
+            PublishRefused: the broker is there and has no room.
         """
-        raise Unsupported(f"{self.address.scheme} has no consumer callbacks of its own")
+        raise Unsupported(f"{self.address.scheme} keeps no journal")
+
+    def replay(
+        self, log: str, after: str | float = 0.0, *, wait: float = 0.0, limit: int = 1000
+    ) -> list[Entry]:
+        """Read a log in the order in which it was recorded.
+
+        What was accepted before the call is there, also without waiting. Going on behind the last
+        entry of the call before costs no more than what has come since.
+
+        Args:
+            after: the position of an entry, which is not read again; or seconds since the epoch,
+                before which little is read. What is no longer kept is passed over in silence.
+            wait: seconds to wait for a first entry, at next to no cost to the broker.
+            limit: how many to return at most.
+
+        Returns:
+            the next entries; none if there is no such log, or nothing came in time.
+
+        Raises:
+            Unsupported: unless ``Features.journal``.
+            AccessRefused: as above.
+            ConfigurationError: no log of such a broker has a position like that.
+        """
+        raise Unsupported(f"{self.address.scheme} keeps no journal")

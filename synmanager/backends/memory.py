@@ -6,11 +6,13 @@ the same name shares it, as clients share a server. Nothing outlives the process
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count as counter
 
@@ -18,16 +20,20 @@ from synmanager.backends.base import (
     Address,
     Counts,
     DeadLetter,
+    Delayed,
     Delivery,
+    Entry,
     ExchangeSpec,
+    Facts,
     Features,
     QueueBackend,
     QueueSpec,
+    check_place,
 )
+from synmanager.backends.options import read_options
 from synmanager.clock import Clock
 from synmanager.errors import (
     BrokerUnavailable,
-    ConfigurationError,
     LeaseLost,
     TopologyError,
     Unroutable,
@@ -35,7 +41,11 @@ from synmanager.errors import (
 )
 from synmanager.message import Message, Rank
 
-__all__ = ["MemoryBackend", "MemoryBroker"]
+__all__ = ["MemoryBackend", "MemoryBroker", "forget", "is_in_use", "serve"]
+
+
+#: A position in a log.
+_POSITION = re.compile("[0-9]{1,18}")
 
 
 @dataclass(eq=False)
@@ -76,16 +86,66 @@ class _Queue:
             entries.move_to_end(entry.message.id, last=False)
 
 
+class _Log:
+    """A log of the journal; an entry's position is its number.
+
+    A list and not a deque, whose middle is far from both ends; what is no longer kept stays in
+    front until it is an eighth of it.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._gone = 0  # how many of them are
+        self._first = 1  # the number of the first of them
+        self._bytes = 0
+
+    def append(self, data: bytes, now: float, age: float, most: int) -> None:
+        entries = self._entries
+        if entries:
+            now = max(now, entries[-1].recorded_at)  # the clock was set back
+        entries.append(Entry(str(self._first + len(entries)), now, data))
+        self._bytes += len(data)
+        while self._gone < len(entries) - 1 and (
+            self._bytes > most or entries[self._gone].recorded_at < now - age
+        ):
+            self._bytes -= len(entries[self._gone].data)
+            self._gone += 1
+        if self._gone > len(entries) // 8:
+            del entries[: self._gone]
+            self._first += self._gone
+            self._gone = 0
+
+    def behind(self, after: str | float, limit: int) -> list[Entry]:
+        if isinstance(after, str):
+            begin = int(after) + 1 - self._first
+        else:
+            begin = bisect_left(self._entries, after, key=lambda entry: entry.recorded_at)
+        begin = max(begin, self._gone)
+        return self._entries[begin : begin + limit]
+
+
 class MemoryBroker:
-    """What a server would be: exchanges, queues, leases. Every access holds ``changed``."""
+    """What a server would be: exchanges, queues, leases. Every access holds ``changed``.
+
+    A message that moves is put where it goes before it is taken from where it was: an exception
+    of a signal handler may come between any two steps, and must lose none.
+
+    Attributes:
+        clients_clock: by which the clients' users measure, unless a test drives both.
+    """
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
+        self.clients_clock = Clock()
         self.changed = threading.Condition()
         self.exchanges: dict[str, ExchangeSpec] = {}
         self.bindings: dict[tuple[str, str], list[str]] = {}
         self.queues: dict[str, _Queue] = {}
+        self.logs: dict[str, _Log] = {}
         self._sequence = counter()
+
+    def before(self, operation: str) -> None:
+        """Called before each of a client's; a broker that a test has fail raises here."""
 
     def queue(self, name: str) -> _Queue:
         try:
@@ -111,8 +171,8 @@ class MemoryBroker:
             bound.append(spec.name)
 
     def delay(self, queue: _Queue, entry: _Entry, seconds: float) -> None:
-        queue.delayed[entry.message.id] = entry
         heappush(queue.due, (self.clock.now() + seconds, next(self._sequence), entry))
+        queue.delayed[entry.message.id] = entry
 
     def settle_time(self, queue: _Queue) -> float | None:
         """Move what is due and what lost its lease; return when that next happens."""
@@ -123,10 +183,10 @@ class MemoryBroker:
         while queue.due:
             due, _, entry = queue.due[0]
             if entry.deleted or due <= now:
-                heappop(queue.due)
-                if not entry.deleted:
-                    del queue.delayed[entry.message.id]
+                if queue.delayed.get(entry.message.id) is entry:
                     queue.put(entry)
+                    del queue.delayed[entry.message.id]
+                heappop(queue.due)
             else:
                 next_event = due
                 break
@@ -137,13 +197,28 @@ class MemoryBroker:
         return next_event
 
     def give_back(self, queue: _Queue, entry: _Entry, *, count: bool = True) -> None:
-        del queue.leased[entry.message.id]
         entry.holder = None
         entry.deliveries += count
         queue.put(entry, head=True)
+        del queue.leased[entry.message.id]
 
 
 _brokers: dict[str, MemoryBroker] = {}
+
+
+def serve(name: str, broker: MemoryBroker) -> None:
+    """Let clients of ``memory:///name`` that are made from now on reach this broker."""
+    _brokers[name] = broker
+
+
+def forget(name: str) -> None:
+    """Undo :func:`serve`; clients that exist keep their broker."""
+    _brokers.pop(name, None)
+
+
+def is_in_use(address: Address) -> bool:
+    """Whether anybody in this process has made a client of that broker."""
+    return address.path in _brokers
 
 
 class MemoryBackend(QueueBackend):
@@ -163,18 +238,25 @@ class MemoryBackend(QueueBackend):
         counts_leased=True,
         counts_delayed=True,
         ranks_foreign=True,
+        mends_letters=True,
+        shows_delayed=True,
+        journal=True,
+        undeclares=True,
+        requeues_at_head=True,
+        atomic_batches=True,
     )
 
     def __init__(self, address: Address, broker: MemoryBroker | None = None) -> None:
         super().__init__(address)
-        if address.options:
-            raise ConfigurationError(f"memory:// has no options, not {sorted(address.options)}")
+        read_options(address, {})
         self._broker = broker or _brokers.setdefault(address.path, MemoryBroker())
+        self.clock = self._broker.clients_clock
         self._open = False
         self._forked = False
 
     def open(self) -> None:
         self._refuse_fork()
+        self._broker.before("open")
         self._open = True
 
     def close(self) -> None:
@@ -197,7 +279,7 @@ class MemoryBackend(QueueBackend):
 
     def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("declare")
             for spec in specs:
                 exchange = spec if isinstance(spec, ExchangeSpec) else spec.exchange
                 known = broker.exchanges.setdefault(exchange.name, exchange)
@@ -210,6 +292,15 @@ class MemoryBackend(QueueBackend):
                     broker.queues.setdefault(spec.name, _Queue(spec.name))
                     broker.bind(spec)
 
+    def undeclare(self, spec: QueueSpec) -> None:
+        with self._broker.changed:
+            broker = self._usable("undeclare")
+            for names in broker.bindings.values():
+                if spec.name in names:
+                    names.remove(spec.name)
+            broker.queues.pop(spec.name, None)
+            broker.changed.notify_all()
+
     def publish(
         self,
         exchange: str,
@@ -217,19 +308,21 @@ class MemoryBackend(QueueBackend):
         messages: Sequence[Message],
         *,
         delay: float = 0.0,
-    ) -> None:
+    ) -> int:
+        repeats = 0
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("publish")
             queues = broker.routes(exchange, routing_key)
             for message in messages:
-                for queue in queues:
-                    if queue.holds(message.id):
-                        continue
+                takers = [queue for queue in queues if not queue.holds(message.id)]
+                repeats += not takers
+                for queue in takers:
                     if delay > 0:
                         broker.delay(queue, _Entry(message), delay)
                     else:
                         queue.put(_Entry(message))
             broker.changed.notify_all()
+        return repeats
 
     def receive(
         self, queues: Sequence[str], wait: float, done: Delivery | None = None
@@ -237,7 +330,7 @@ class MemoryBackend(QueueBackend):
         if done is not None:
             self.ack(done)
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("receive")
             deadline = broker.clock.now() + wait
             while True:
                 events = [deadline]
@@ -248,7 +341,7 @@ class MemoryBackend(QueueBackend):
                         events.append(next_event)
                     for entries in queue.ready.values():
                         if entries:
-                            return self._lease(queue, entries.popitem(last=False)[1])
+                            return self._lease(queue, entries)
                 now = broker.clock.now()
                 if now >= deadline:
                     return None
@@ -257,7 +350,7 @@ class MemoryBackend(QueueBackend):
 
     def ack(self, delivery: Delivery) -> None:
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("ack")
             if not delivery.settled:
                 queue, entry = self._held(broker, delivery)
                 del queue.leased[entry.message.id]
@@ -265,40 +358,42 @@ class MemoryBackend(QueueBackend):
 
     def nack(self, delivery: Delivery, *, delay: float = 0.0, count: bool = True) -> None:
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("nack")
             if delivery.settled:
                 return
             queue, entry = self._held(broker, delivery)
             if delay > 0:
-                del queue.leased[entry.message.id]
                 broker.delay(queue, _Entry(entry.message, entry.deliveries + count), delay)
+                del queue.leased[entry.message.id]
             else:
                 broker.give_back(queue, entry, count=count)
             delivery.settled = True
             broker.changed.notify_all()
 
-    def bury(self, delivery: Delivery, reason: str) -> None:
+    def bury(self, delivery: Delivery, reason: str, traceback: str = "") -> None:
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("bury")
             if delivery.settled:
                 return
             queue, entry = self._held(broker, delivery)
-            del queue.leased[entry.message.id]
             queue.dead.append(
-                DeadLetter(entry.message, queue.name, reason, delivery.attempt, time.time())
+                DeadLetter(
+                    entry.message, queue.name, reason, delivery.attempt, time.time(), traceback
+                )
             )
+            del queue.leased[entry.message.id]
             delivery.settled = True
 
     def renew(self, delivery: Delivery) -> None:
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("renew")
             if not delivery.settled:
                 _, entry = self._held(broker, delivery)
                 entry.expires = broker.clock.now() + self.address.lease
 
     def count(self, queue: str) -> Counts:
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("count")
             found = broker.queue(queue)
             broker.settle_time(found)
             return Counts(
@@ -310,7 +405,7 @@ class MemoryBackend(QueueBackend):
 
     def purge(self, queue: str) -> int:
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("purge")
             found = broker.queue(queue)
             broker.settle_time(found)
             removed = len(found.delayed)
@@ -323,7 +418,7 @@ class MemoryBackend(QueueBackend):
 
     def delete(self, queue: str, message_id: str) -> bool:
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("delete")
             found = broker.queue(queue)
             broker.settle_time(found)
             for entries in (found.delayed, *found.ready.values()):
@@ -335,49 +430,133 @@ class MemoryBackend(QueueBackend):
 
     def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
         with self._broker.changed:
-            return self._usable().queue(queue).dead[:limit]
+            return self._usable("dead_letters").queue(queue).dead[:limit]
 
     def redrive(self, queue: str, limit: int) -> int:
+        return self._redrive(queue, lambda letter: True, limit)
+
+    def redrive_letters(self, queue: str, ids: Collection[str]) -> int:
+        return self._redrive(queue, lambda letter: letter.message.id in ids)
+
+    def _redrive(
+        self, queue: str, which: Callable[[DeadLetter], bool], limit: int | None = None
+    ) -> int:
         with self._broker.changed:
-            broker = self._usable()
+            broker = self._usable("redrive")
             found = broker.queue(queue)
-            letters, found.dead = found.dead[:limit], found.dead[limit:]
-            for letter in letters:
-                if not found.holds(letter.message.id):  # else it was submitted again meanwhile
+            broker.settle_time(found)
+            moved = 0
+            for letter in tuple(found.dead):
+                if moved == limit:
+                    break
+                # One that was submitted again meanwhile stays: the two would be taken for one.
+                if which(letter) and not found.holds(letter.message.id):
                     found.put(_Entry(letter.message))
+                    found.dead.remove(letter)
+                    moved += 1
             broker.changed.notify_all()
-            return len(letters)
+            return moved
 
     def purge_dead_letters(self, queue: str) -> int:
         with self._broker.changed:
-            found = self._usable().queue(queue)
+            found = self._usable("purge_dead_letters").queue(queue)
             removed = len(found.dead)
             found.dead.clear()
             return removed
 
-    def _lease(self, queue: _Queue, entry: _Entry) -> Delivery:
+    def purge_letters(self, queue: str, ids: Collection[str]) -> int:
+        with self._broker.changed:
+            found = self._usable("purge_letters").queue(queue)
+            before = len(found.dead)
+            found.dead = [letter for letter in found.dead if letter.message.id not in ids]
+            return before - len(found.dead)
+
+    def edit_letter(self, queue: str, message_id: str, body: bytes) -> bool:
+        with self._broker.changed:
+            dead = self._usable("edit_letter").queue(queue).dead
+            for place, letter in enumerate(dead):
+                if letter.message.id == message_id:
+                    dead[place] = replace(letter, message=replace(letter.message, body=body))
+                    return True
+            return False
+
+    def add_letters(self, queue: str, letters: Sequence[DeadLetter]) -> None:
+        with self._broker.changed:
+            found = self._usable("add_letters").queue(queue)
+            found.dead += [replace(letter, queue=queue) for letter in letters]
+
+    def delayed(self, queue: str, limit: int) -> list[Delayed]:
+        with self._broker.changed:
+            broker = self._usable("delayed")
+            found = broker.queue(queue)
+            broker.settle_time(found)
+            now = broker.clock.now()
+            waiting = sorted(each for each in found.due if not each[2].deleted)
+            return [Delayed(entry.message, due - now) for due, _, entry in waiting[:limit]]
+
+    def facts(self, queues: Sequence[str] = ()) -> Facts:
+        with self._broker.changed:
+            return Facts("synmanager's memory", queues=tuple(self._usable("facts").queues))
+
+    def record(self, log: str, entries: Sequence[bytes]) -> None:
+        with self._broker.changed:
+            broker = self._usable("record")
+            kept = broker.logs.setdefault(log, _Log())
+            age, most = self.address.journal_age, self.address.journal_bytes
+            for data in entries:
+                kept.append(data, time.time(), age, most)
+            broker.changed.notify_all()
+
+    def replay(
+        self, log: str, after: str | float = 0.0, *, wait: float = 0.0, limit: int = 1000
+    ) -> list[Entry]:
+        check_place(after, _POSITION)
+        with self._broker.changed:
+            broker = self._usable("replay")
+            deadline = broker.clock.now() + wait
+            while True:
+                kept = broker.logs.get(log)
+                found = kept.behind(after, limit) if kept else []
+                left = deadline - broker.clock.now()
+                if found or left <= 0:
+                    return found
+                broker.clock.wait(broker.changed, left)
+                self._usable()
+
+    def _lease(self, queue: _Queue, entries: OrderedDict[str, _Entry]) -> Delivery:
+        """Take the first of these."""
+        message_id, entry = next(iter(entries.items()))
         entry.holder = self
         entry.expires = self._broker.clock.now() + self.address.lease
-        queue.leased[entry.message.id] = entry
+        queue.leased[message_id] = entry
+        del entries[message_id]
         # A fresh entry per delivery is the receipt: an older receipt can never equal it.
         attempt = entry.deliveries + 1
         return Delivery(entry.message, queue.name, attempt, receipt=(entry, attempt))
 
     def _held(self, broker: MemoryBroker, delivery: Delivery) -> tuple[_Queue, _Entry]:
-        queue = broker.queue(delivery.queue)
         entry: _Entry
         entry, attempt = delivery.receipt
+        queue = broker.queues.get(delivery.queue)
+        if queue is None:
+            raise LeaseLost(f"job {entry.message.id} is gone with its queue")
         if entry.expires <= broker.clock.now():
             broker.settle_time(queue)
         if queue.leased.get(entry.message.id) is not entry or entry.deliveries + 1 != attempt:
             raise LeaseLost(f"job {entry.message.id} was taken back: its lease ran out")
         return queue, entry
 
-    def _usable(self) -> MemoryBroker:
-        """The broker, for whoever holds ``changed``."""
+    def _usable(self, operation: str = "") -> MemoryBroker:
+        """The broker, for whoever holds ``changed``, and begins this operation."""
         self._refuse_fork()
         if not self._open:
             raise BrokerUnavailable("the memory backend is closed")
+        if operation:
+            try:
+                self._broker.before(operation)
+            except BrokerUnavailable:
+                self._open = False
+                raise
         return self._broker
 
     def _refuse_fork(self) -> None:

@@ -13,6 +13,7 @@ from synmanager.backends import Address, create_backend, known_schemes
 from synmanager.backends.memory import MemoryBackend
 from synmanager.backends.registry import ENTRY_POINT_GROUP, NAMES
 from synmanager.errors import ConfigurationError
+from synmanager.settings import parse_url
 
 SOURCE = Path(synmanager.__file__).parents[1]
 DRIVERS = {"pika", "redis", "kombu"}
@@ -61,9 +62,9 @@ def test_memory_is_found() -> None:
 
 
 def test_every_name_stands_for_a_known_scheme() -> None:
-    assert set(NAMES) == {"rabbitmq", "redis", "memory"}
+    assert set(NAMES) == {"rabbitmq", "redis", "valkey", "sqlite", "memory"}
     assert set(NAMES.values()) <= set(known_schemes())
-    assert {"amqp", "amqps", "redis", "rediss", "memory"} <= set(known_schemes())
+    assert {"amqp", "amqps", "redis", "rediss", "sqlite", "memory"} <= set(known_schemes())
 
 
 @pytest.mark.parametrize("scheme", ["", "nats", "AMQP", "rabbitmq", "http"])
@@ -148,3 +149,15 @@ def test_a_third_party_cannot_take_the_place_of_a_built_in(
     points = tmp_path / "carrier_pigeons-1.0.dist-info" / "entry_points.txt"
     points.write_text(f"[{ENTRY_POINT_GROUP}]\nmemory = carrier_pigeons:PigeonBackend\n")
     assert type(create_backend(Address("memory"))) is MemoryBackend
+
+
+def test_a_third_party_s_scheme_is_a_bare_name_as_well(third_party: str) -> None:
+    for name in (third_party, third_party.upper()):
+        assert parse_url(name) == Address(third_party)
+    with pytest.raises(ConfigurationError, match=f"names .*{third_party}"):
+        parse_url("nats")
+
+
+def test_a_built_in_scheme_that_is_no_name_stays_none(third_party: str) -> None:
+    with pytest.raises(ConfigurationError, match="neither a URL nor"):
+        parse_url("amqp")
