@@ -62,7 +62,12 @@ remove_guest() {
 [ "$(id -u)" != 0 ] || fail "run as the user rabbitmq, not as root"
 [ -w "$data" ] || fail "$data is not writable for uid $(id -u): chown the volume to it"
 
-if [ ! -e "$data/.erlang.cookie" ]; then
+# The nodes of a cluster know each other by it.
+if [ -n "${SYNMANAGER_COOKIE:-}" ]; then
+    rm -f "$data/.erlang.cookie"
+    (umask 277; printf %s "$SYNMANAGER_COOKIE" > "$data/.erlang.cookie")
+    unset SYNMANAGER_COOKIE
+elif [ ! -e "$data/.erlang.cookie" ]; then
     (umask 277; od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > "$data/.erlang.cookie")
 fi
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-import threading
+import re
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from types import FrameType
 from typing import Any
 
+import pika
 from pika.exceptions import ChannelClosedByBroker
 
 from synmanager.backends.base import (
@@ -19,31 +21,39 @@ from synmanager.backends.base import (
     Counts,
     DeadLetter,
     Delivery,
+    Entry,
     ExchangeSpec,
+    Facts,
     Features,
-    QueueBackend,
     QueueSpec,
+    check_place,
 )
-from synmanager.backends.rabbitmq import properties
-from synmanager.backends.rabbitmq.delays import ENTRY, TOP, way
+from synmanager.backends.native import NativeBackend
+from synmanager.backends.rabbitmq import letters, properties
+from synmanager.backends.rabbitmq.delays import ENTRY, LONGEST, TOP, way
 from synmanager.backends.rabbitmq.faults import (
     ACCESS_REFUSED,
-    NOT_FOUND,
-    PRECONDITION_FAILED,
-    translate,
+    is_interruption,
     translated,
 )
 from synmanager.backends.rabbitmq.frames import Content
-from synmanager.backends.rabbitmq.lane import Arrival, Lane, Unconfirmed
+from synmanager.backends.rabbitmq.journal import Journal, stream
+from synmanager.backends.rabbitmq.lane import Arrival, Lane
 from synmanager.backends.rabbitmq.link import Link
-from synmanager.backends.rabbitmq.native import NativeLane, blocking_connection
-from synmanager.backends.rabbitmq.parameters import connection_parameters
-from synmanager.backends.rabbitmq.topology import Topology, dead_queue
+from synmanager.backends.rabbitmq.meeting import first_look, first_words
+from synmanager.backends.rabbitmq.monitor import Monitor
+from synmanager.backends.rabbitmq.native import Native, NativeLane
+from synmanager.backends.rabbitmq.nodes import Nodes, place
+from synmanager.backends.rabbitmq.parameters import connection_parameters, kind_of_queues
+from synmanager.backends.rabbitmq.publishing import publish
+from synmanager.backends.rabbitmq.topology import Standing, Topology, dead_queue
 from synmanager.errors import (
     BrokerUnavailable,
+    ConfigurationError,
     LeaseLost,
-    PublishInterrupted,
     PublishRefused,
+    SynmanagerError,
+    TopologyError,
     Unroutable,
     Unsupported,
 )
@@ -56,11 +66,22 @@ logger = logging.getLogger(__name__)
 #: Seconds that a look at the end of consumers waits for it.
 _PATIENCE = 1.0
 
-#: Dead letters that are put back at a time.
-_REDRIVEN_AT_ONCE = 100
+#: Seconds between two looks at whether a wait has been called off. The broker hears nothing of it.
+_LOOK = 1.0
 
-#: Lost deliveries without an id whose made-up ids are kept, in case they come again.
+#: Dead letters that are put back at a time.
+_REDRIVEN_AT_ONCE = 500
+
+#: Lost deliveries without an id whose made-up ids are kept, in case they come again; and
+#: deliveries that were replaced by a copy, in case their acknowledgement has not arrived.
 _REMEMBERED = 1000
+
+#: Bytes of a name that AMQP can carry.
+_LONGEST_NAME = 255
+
+
+#: A position in a log.
+_POSITION = re.compile("[0-9]{1,18}")
 
 
 @dataclass
@@ -69,15 +90,86 @@ class _Receipt:
 
     Attributes:
         is_taken: a thread is settling it, or has; the first one does.
+        is_acked: an acknowledgement is on its way, or was when the connection ended.
     """
 
     link: Link
     arrival: Arrival
     is_taken: bool = False
+    is_acked: bool = False
+
+    def __del__(self) -> None:
+        """Give back what its taker has dropped: nobody else could."""
+        lane, tag = self.arrival.lane, self.arrival.tag
+        if lane.holds(tag):
+            self.link.later(lambda: lane.let_go(tag))
 
 
-class RabbitMQBackend(QueueBackend):
-    """A connection to RabbitMQ, 3.10 or later."""
+class _Settling:
+    """The link's lock for a ``with``, and in it the receipt of a delivery that is still ours."""
+
+    def __init__(self, backend: RabbitMQBackend, delivery: Delivery) -> None:
+        self._backend = backend
+        self._delivery = delivery
+        self._use: _Use | None = None
+        self._receipt: _Receipt | None = None
+
+    def __enter__(self) -> _Receipt | None:
+        if self._delivery.settled:
+            return None
+        use = self._use = self._backend._connected()
+        link = use.enter(sys._getframe(1))
+        try:
+            receipt = self._backend._receipt(link, self._delivery)
+            if receipt.is_taken:  # the lock was free while another thread was waiting for answers
+                return None
+            receipt.is_taken = True
+            self._receipt = receipt
+            return receipt
+        except BaseException as error:
+            use.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._receipt is not None:
+            self._receipt.is_taken = self._delivery.settled
+        if self._use is not None:
+            self._use.__exit__(kind, error, traceback)
+
+
+class _Use:
+    """The use of a link by one call, as a context manager; the standard library's take longer.
+
+    What turns out to be missing may be so for all that was declared before.
+    """
+
+    __slots__ = ("_link", "_topology")
+
+    def __init__(self, link: Link, topology: Topology) -> None:
+        self._link = link
+        self._topology = topology
+
+    def __enter__(self) -> Link:
+        return self.enter(sys._getframe(1))
+
+    def enter(self, frame: FrameType) -> Link:
+        """What ``with`` does, for a frame that has none."""
+        return self._link.enter(frame)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self._link.__exit__(kind, error, traceback)
+        except TopologyError:
+            self._topology.forget()
+            raise
+        if isinstance(error, TopologyError):
+            self._topology.forget()
+
+
+class RabbitMQBackend(NativeBackend):
+    """A connection to RabbitMQ, 3.10 or later; to one node of several, if they are a cluster."""
+
+    clustered = ("amqp", "amqps")
 
     features = Features(
         durable=True,
@@ -88,36 +180,81 @@ class RabbitMQBackend(QueueBackend):
         counts_leased=False,
         counts_delayed=False,
         ranks_foreign=False,
+        longest_delay=LONGEST,
+        journal=True,
+        undeclares=True,
+        mends_letters=True,
+        requeues_at_head=True,
     )
 
     def __init__(self, address: Address) -> None:
         super().__init__(address)
-        self._parameters = connection_parameters(address)
-        self._where = f"{self._parameters.host}:{self._parameters.port}"
-        self._warned: set[str] = set()
+        self._nodes = Nodes(connection_parameters(address))
+        self._kind = kind_of_queues(address)
+        if self._kind == "quorum":
+            self.features = replace(self.features, ranks_foreign=True)
+        self._warned: set[object] = set()
+        self._standing: Standing = {}
         self._lost: OrderedDict[bytes, str] = OrderedDict()
-        self._opening = threading.Lock()
+        self._replaced: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._opening = Monitor()
+        self._failure: SynmanagerError | None = None
+        self._opened: Link | None = None  # or about to be
         self._link: Link | None = None
-        self._native: Any = None
+        self._native: Native | None = None
+        self._parents: list[object] = []
         self._topology: Topology
+        self._journal: Journal
 
     def open(self) -> None:
+        failure = self._failure
         with self._opening:
             if self.is_open:
                 return
+            if (other := self._failure) is not None and other is not failure:
+                raise type(other)(str(other))  # who waited for another thread's try has had its own
+            if self._link is not None:
+                self._nodes.avoid()
             self.close()
-            link = Link(self._parameters, self._where, self.address.timeout, self.address.heartbeat)
-            link.open()
-            self._topology = Topology(link, self._warned)
-            self._link = link
+            self._connect()
+
+    def _connect(self) -> None:
+        before = self._opened
+
+        def attempt(parameters: pika.ConnectionParameters, seconds: float) -> None:
+            nonlocal before
+            if self._opened is not before:
+                raise BrokerUnavailable("the connection was closed")
+            timeout, heartbeat = self.address.timeout, self.address.heartbeat
+            self._opened = before = Link(parameters, place(parameters), timeout, heartbeat)
+            before.open(seconds)
+
+        try:
+            self._nodes.connect(self.address.timeout, attempt)
+        except SynmanagerError as error:
+            self._failure = error.with_traceback(None)
+            raise
+        assert before is not None
+        link: Link = before
+        try:
+            self._topology = Topology(link, self._warned, self._standing, self._kind)
+        except ConfigurationError:
+            link.close()
+            raise
+        self._journal = Journal(link)
+        self._link = link
+        if self._opened is not link:  # closed meanwhile
+            link.close()
 
     def close(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
-        native, self._native = self._native, None
-        if native is not None and native.is_open:
-            with suppress(Exception):  # it is the caller's, who may have broken it
+        self._link = None
+        link, self._opened = self._opened, None
+        try:
+            if link is not None:
+                link.close()
+        finally:
+            native, self._native = self._native, None
+            if native is not None:
                 native.close()
 
     @property
@@ -126,13 +263,26 @@ class RabbitMQBackend(QueueBackend):
 
     def abandon(self) -> None:
         # Kept: what is collected here could say goodbye in the parent's name.
-        self._parents = (self._link, self._native)
-        self._link = self._native = None
-        self._opening = threading.Lock()
+        self._parents += (self._opened, self._link, self._native)
+        for link in (self._opened, self._link):
+            if link is not None:
+                link.abandon()
+        self._opened = self._link = self._native = None
+        self._opening = Monitor()
 
     def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
+        for spec in specs:
+            if isinstance(spec, QueueSpec):
+                _check_names(dead_queue(spec.name), spec.exchange.name, spec.routing_key)
+            else:
+                _check_names(spec.name)
         with self._connected():
             self._topology.declare(*specs)
+
+    def undeclare(self, spec: QueueSpec) -> None:
+        _check_names(dead_queue(spec.name))
+        with self._connected():
+            self._topology.undeclare(spec)
 
     def publish(
         self,
@@ -141,36 +291,54 @@ class RabbitMQBackend(QueueBackend):
         messages: Sequence[Message],
         *,
         delay: float = 0.0,
-    ) -> None:
+    ) -> int:
+        _check_names(exchange, routing_key)
+        if delay > 0:
+            headers = way(delay, exchange=exchange, routing_key=routing_key)
+            contents = [properties.delayed(message, headers) for message in messages]
+        else:
+            contents = [properties.fresh(message) for message in messages]
         with self._connected() as link, link.lane() as lane:
             if delay > 0:
-                self._publish_delayed(lane, exchange, routing_key, messages, delay)
+                self._publish_delayed(lane, exchange, routing_key, contents, messages)
             else:
-                contents = [properties.fresh(message) for message in messages]
-                _publish(lane, exchange, routing_key, contents, messages)
+                publish(lane, exchange, routing_key, contents, messages)
+        return 0
 
     def receive(
         self, queues: Sequence[str], wait: float, done: Delivery | None = None
     ) -> Delivery | None:
+        return self.await_job(queues, wait, done, called_off=lambda: False)
+
+    def await_job(
+        self,
+        queues: Sequence[str],
+        wait: float,
+        done: Delivery | None = None,
+        *,
+        called_off: Callable[[], bool],
+    ) -> Delivery | None:
         deadline = time.monotonic() + wait
+        _check_names(*queues)
+        self._synchronise(*queues)
         with self._connected() as link:
             arrival = None
             if done is not None and not done.settled:
-                arrival = self._exchange(link, done, queues, wait)
+                arrival = self._exchange(link, done, queues, wait, called_off)
             last = None if done is None else done.queue
             while arrival is None or (delivery := self._accept(link, arrival)) is None:
                 arrival = _get(link, queues, last)
                 if arrival is None:
                     left = deadline - time.monotonic()
-                    if left <= 0:
+                    if left <= 0 or called_off():
                         return None
-                    arrival = self._listen(link, None, queues, left)
+                    arrival = self._listen(link, None, queues, left, called_off)
             return delivery
 
     def ack(self, delivery: Delivery) -> None:
         with self._held(delivery) as receipt:
             if receipt is not None:
-                self._remove(delivery, receipt)
+                self._remove(delivery, receipt, is_replaced=False)
 
     def nack(self, delivery: Delivery, *, delay: float = 0.0, count: bool = True) -> None:
         with self._held(delivery) as receipt:
@@ -182,27 +350,27 @@ class RabbitMQBackend(QueueBackend):
                 headers = way(delay, queue=delivery.queue)
                 copy = properties.again(original, message, attempts, headers)
                 with receipt.link.lane() as lane:
-                    _publish(lane, TOP, "", [copy], [message])
+                    publish(lane, TOP, "", [copy], [message])
             else:
                 copy = properties.again(original, message, attempts, head=delay <= 0)
                 with receipt.link.lane() as lane:
-                    _publish(lane, "", delivery.queue, [copy], [message])
+                    publish(lane, "", delivery.queue, [copy], [message])
             self._remove(delivery, receipt)
 
-    def bury(self, delivery: Delivery, reason: str) -> None:
+    def bury(self, delivery: Delivery, reason: str, traceback: str = "") -> None:
         with self._held(delivery) as receipt:
             if receipt is None:
                 return
             message, queue = delivery.message, delivery.queue
             letter = properties.dead(
-                receipt.arrival.properties, message, queue, delivery.attempt, reason
+                receipt.arrival.properties, message, queue, delivery.attempt, reason, traceback
             )
             with receipt.link.lane() as lane:
                 try:
-                    _publish(lane, "", dead_queue(queue), [letter], [message])
+                    publish(lane, "", dead_queue(queue), [letter], [message])
                 except Unroutable:  # somebody deleted it, or nobody declared the queue here
                     self._topology.declare_dead_queue(queue)
-                    _publish(lane, "", dead_queue(queue), [letter], [message])
+                    publish(lane, "", dead_queue(queue), [letter], [message])
             self._remove(delivery, receipt)
 
     def renew(self, delivery: Delivery) -> None:
@@ -211,12 +379,16 @@ class RabbitMQBackend(QueueBackend):
                 self._receipt(link, delivery)
 
     def count(self, queue: str) -> Counts:
-        with self._connected() as link:
-            with link.lane() as lane:
-                ready = lane.call("queue_declare", queue, passive=True).message_count
-            return Counts(ready=ready, leased=None, delayed=None, dead=_count_dead(link, queue))
+        _check_names(dead_queue(queue))
+        self._synchronise(queue)
+        with self._connected() as link, link.lane() as lane:
+            ready = lane.call("queue_declare", queue, passive=True).message_count
+            dead = letters.count(lane, dead_queue(queue))
+        return Counts(ready=ready, leased=None, delayed=None, dead=dead)
 
     def purge(self, queue: str) -> int:
+        _check_names(dead_queue(queue))
+        self._synchronise(queue)
         with self._connected() as link, link.lane() as lane:
             return int(lane.call("queue_purge", queue).message_count)
 
@@ -227,56 +399,132 @@ class RabbitMQBackend(QueueBackend):
         )
 
     def dead_letters(self, queue: str, limit: int) -> list[DeadLetter]:
-        letters: list[DeadLetter] = []
         with self._connected() as link:
-            if not _count_dead(link, queue):
-                return letters
-            lane = Lane(link)  # one of its own: when it closes, all goes back to where it was
-            try:
-                while len(letters) < limit and (arrival := lane.get(dead_queue(queue))):
-                    letters.append(properties.dead_letter(queue, arrival.properties, arrival.body))
-            finally:
-                lane.close()
-            link.wait(lambda: lane.is_lost)
-        return letters
+            found = letters.look(link, dead_queue(queue), limit)
+        return [properties.dead_letter(queue, each.properties, each.body) for each in found]
 
     def redrive(self, queue: str, limit: int) -> int:
-        moved = 0
+        moved, name = 0, dead_queue(queue)
         with self._connected() as link:
-            limit = min(limit, _count_dead(link, queue))
             while moved < limit:
                 with link.lane() as lane:
-                    arrivals: list[Arrival] = []
-                    while len(arrivals) < min(_REDRIVEN_AT_ONCE, limit - moved):
-                        arrival = lane.get(dead_queue(queue))
-                        if arrival is None:
-                            break
-                        arrivals.append(arrival)
-                    if not arrivals:
+                    most = min(_REDRIVEN_AT_ONCE, limit - moved)
+                    if not (arrivals := letters.take(lane, name, most)):
                         break
-                    letters = [properties.read(a.raw, a.body).message for a in arrivals]
-                    copies = [
-                        properties.again(arrival.properties, letter, attempts=0)
-                        for arrival, letter in zip(arrivals, letters, strict=True)
-                    ]
-                    _publish(lane, "", queue, copies, letters)
-                    lane.ack(arrivals[-1].tag, multiple=True)
+                    if not moved:  # those that die again meanwhile are not among them
+                        limit = min(limit, len(arrivals) + letters.count(lane, name))
+                    _redrive(lane, queue, arrivals)
                     moved += len(arrivals)
         return moved
 
     def purge_dead_letters(self, queue: str) -> int:
-        with self._connected() as link:
-            if not _count_dead(link, queue):
+        with self._connected() as link, link.lane() as lane:
+            if not letters.count(lane, dead_queue(queue)):
                 return 0
+            return int(lane.call("queue_purge", dead_queue(queue)).message_count)
+
+    def record(self, log: str, entries: Sequence[bytes]) -> None:
+        _check_names(stream(log))
+        with self._connected():
+            is_met = self._journal.is_met(log)
+            left = self._journal.append(log, entries) if is_met else entries
+        if left:
+            is_there = is_met is False
+            first_words(self._nodes.current, self.address, log, left, is_there=is_there)
+            with self._connected():
+                self._journal.meet(log, is_there=True)
+
+    def replay(
+        self, log: str, after: str | float = 0.0, *, wait: float = 0.0, limit: int = 1000
+    ) -> list[Entry]:
+        check_place(after, _POSITION)
+        _check_names(stream(log))
+        deadline = time.monotonic() + wait
+        while True:
+            with self._connected():
+                found = self._journal.read(log, after, deadline, limit, is_waited_for=wait > 0)
+            if found is not None:
+                return found
+            is_there = first_look(self._nodes.current, self.address, log)
+            with self._connected():
+                self._journal.meet(log, is_there=is_there)
+
+    def redrive_letters(self, queue: str, ids: Collection[str]) -> int:
+        def put_back(lane: Lane, held: list[Arrival]) -> list[Arrival]:
+            meant = _meant(held, ids)
+            jobs = [properties.read(each.properties, each.body).message for each in meant]
+            copies = [
+                properties.again(each.properties, job, attempts=0)
+                for each, job in zip(meant, jobs, strict=True)
+            ]
+            publish(lane, "", queue, copies, jobs)
+            return meant
+
+        with self._connected() as link:
+            return letters.change(link, dead_queue(queue), put_back)
+
+    def purge_letters(self, queue: str, ids: Collection[str]) -> int:
+        with self._connected() as link:
+            return letters.change(link, dead_queue(queue), lambda _, held: _meant(held, ids))
+
+    def edit_letter(self, queue: str, message_id: str, body: bytes) -> bool:
+        name = dead_queue(queue)
+
+        def put_copy(lane: Lane, held: list[Arrival]) -> list[Arrival]:
+            meant = _meant(held, [message_id])[:1]
+            for each in meant:
+                letter = properties.dead_letter(queue, each.properties, each.body)
+                message = replace(letter.message, body=body)
+                copy = properties.kept(each.properties, replace(letter, message=message))
+                publish(lane, "", name, [copy], [message])
+            return meant
+
+        with self._connected() as link:
+            return bool(letters.change(link, name, put_copy))
+
+    def add_letters(self, queue: str, letters: Sequence[DeadLetter]) -> None:
+        name = dead_queue(queue)
+        contents = [properties.added(replace(letter, queue=queue)) for letter in letters]
+        messages = [letter.message for letter in letters]
+        with self._connected() as link:
             with link.lane() as lane:
-                return int(lane.call("queue_purge", dead_queue(queue)).message_count)
+                lane.call("queue_declare", queue, passive=True)
+            self._topology.declare_dead_queue(queue)
+            with link.lane() as lane:
+                publish(lane, "", name, contents, messages)
+
+    def facts(self, queues: Sequence[str] = ()) -> Facts:
+        _check_names(*queues)
+        with self._connected() as link:
+            server = link.wire.server_properties or {}
+            seen = {queue: self._topology.look_at(queue) for queue in queues}
+        there = {queue: look for queue, look in seen.items() if look is not None}
+        return Facts(
+            str(server.get("product", "")),
+            str(server.get("version", "")),
+            consumers={queue: consumers for queue, (consumers, _) in there.items()},
+            arguments={queue: arguments for queue, (_, arguments) in there.items()},
+            settings={name: str(server[name]) for name in ("cluster_name",) if name in server},
+        )
 
     def native(self) -> tuple[Any, Any]:
         self._connected()
-        if self._native is None or not self._native.is_open:
-            with translated(self._where):
-                self._native = blocking_connection(self._parameters, self.address.timeout)
-        return self._native, self._native.channel()
+        native = self._native
+        if native is None or not native.is_open:
+            with translated(place(self._nodes.current)):
+                native = self._native = Native(self._nodes.current, self.address.timeout)
+        with translated(place(self._nodes.current)):
+            return native.connection, native.open_channel()
+
+    def _synchronise(self, *queues: str) -> None:
+        """Let what the calling thread has published through its own channel arrive first."""
+        native = self._native
+        if native is None or not native.is_mine:
+            return
+        with self._connected() as link, link.lane() as lane:
+            for queue in queues:  # to ask for one that is missing would close the caller's channel
+                lane.call("queue_declare", queue, passive=True)
+        native.synchronise(queues)
 
     def adopt(
         self, queue: str, channel: Any, method: Any, header: Any, body: bytes, *, settled: bool
@@ -287,28 +535,15 @@ class RabbitMQBackend(QueueBackend):
                 return self._make_delivery(link, arrival, settled=True)
             return self._accept(link, arrival)
 
-    def _connected(self) -> Link:
+    def _connected(self) -> _Use:
         """The link, whose ``with`` takes its lock."""
         if self._link is None:
-            raise BrokerUnavailable(f"not connected to RabbitMQ at {self._where}")
-        return self._link
+            raise BrokerUnavailable(f"not connected to RabbitMQ at {self._nodes.where}")
+        return _Use(self._link, self._topology)
 
-    @contextmanager
-    def _held(self, delivery: Delivery) -> Iterator[_Receipt | None]:
+    def _held(self, delivery: Delivery) -> _Settling:
         """Settle a delivery: its receipt, with the link's lock; None if it is settled already."""
-        if delivery.settled:
-            yield None
-            return
-        with self._connected() as link:
-            receipt = self._receipt(link, delivery)
-            if receipt.is_taken:  # the lock was free while another thread was waiting for answers
-                yield None
-                return
-            receipt.is_taken = True
-            try:
-                yield receipt
-            finally:
-                receipt.is_taken = delivery.settled
+        return _Settling(self, delivery)
 
     def _receipt(self, link: Link, delivery: Delivery, *, look: bool = True) -> _Receipt:
         """The receipt of a delivery that is still ours.
@@ -326,7 +561,7 @@ class RabbitMQBackend(QueueBackend):
         if link is not receipt.link or arrival.lane.is_lost:
             if arrival.properties.message_id is None:
                 self._remember(arrival, delivery.message.id)
-            raise _lost(delivery)
+            raise _lost(delivery, receipt)
         return receipt
 
     def _can_delay(self, link: Link, queue: str) -> bool:
@@ -342,7 +577,7 @@ class RabbitMQBackend(QueueBackend):
                 self._warned.add("delays")
                 logger.warning(
                     "jobs are retried without a delay: this user may not declare what delays them "
-                    "on RabbitMQ, exchanges and queues that begin with synmanager.delay (%s)",
+                    "on RabbitMQ, exchanges and queues whose names begin with ~ (%s)",
                     error.reply_text,
                 )
             return False
@@ -353,21 +588,25 @@ class RabbitMQBackend(QueueBackend):
         lane: Lane,
         exchange: str,
         routing_key: str,
+        contents: Sequence[Content],
         messages: Sequence[Message],
-        delay: float,
     ) -> None:
-        headers = way(delay, exchange=exchange, routing_key=routing_key)
         self._topology.delays.build(lane)
-        contents = [properties.delayed(message, headers) for message in messages]
         try:
-            _publish(lane, ENTRY, routing_key, contents, messages)
+            publish(lane, ENTRY, routing_key, contents, messages)
         except Unroutable as error:
             raise Unroutable(
-                f"no queue is declared on exchange {exchange!r} with routing key {routing_key!r}"
+                f"no queue is declared on exchange {exchange!r} with routing key {routing_key!r}",
+                error.unconfirmed,
             ) from error
 
     def _exchange(
-        self, link: Link, done: Delivery, queues: Sequence[str], wait: float
+        self,
+        link: Link,
+        done: Delivery,
+        queues: Sequence[str],
+        wait: float,
+        called_off: Callable[[], bool],
     ) -> Arrival | None:
         """Acknowledge, and return what comes in answer, if something does.
 
@@ -383,28 +622,40 @@ class RabbitMQBackend(QueueBackend):
         receipt.is_taken = True
         try:
             if not alone:
-                self._remove(done, receipt)
+                self._remove(done, receipt, is_replaced=False)
                 return None
             lane.ack(tag)
-            arrival = self._listen(link, lane, queues, wait)
+            receipt.is_acked = True
+            arrival = self._listen(link, lane, queues, wait, called_off)
             done.settled = True
             return arrival
         except ChannelClosedByBroker as error:
-            raise _lost(done) from error
+            raise _lost(done, receipt) from error
         finally:
             receipt.is_taken = done.settled
 
     def _listen(
-        self, link: Link, lane: Lane | None, queues: Sequence[str], seconds: float
+        self,
+        link: Link,
+        lane: Lane | None,
+        queues: Sequence[str],
+        seconds: float,
+        called_off: Callable[[], bool],
     ) -> Arrival | None:
-        """Wait for a message.
+        """Wait for a message, at no cost to the broker until one comes.
 
         The consumer of a single queue stays as long as its message is held, see :meth:`_exchange`.
         Of several it cannot: the next message must come from the first that has one. Nor does the
         job wait for the end of the consumers, which takes the broker as long as all the rest.
         """
+        deadline = time.monotonic() + seconds
         with link.lane(lane) as lane:
-            arrivals = lane.listen(queues, seconds)
+            arrivals = lane.listen(queues, min(seconds, _LOOK))
+            while not arrivals and lane.listens_to(queues) and not called_off():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                arrivals = lane.listen(queues, min(left, _LOOK))
             if not arrivals:
                 arrivals = lane.stop_listening()
             elif len(queues) > 1:
@@ -429,57 +680,89 @@ class RabbitMQBackend(QueueBackend):
         """
         for extra in extras:
             try:
-                self._replace(link, extra, extra_attempts=int(_has_uncounted(extra)))
+                self._replace(link, extra)
             except BaseException as error:
+                if not link.is_sound_after(error):
+                    raise
                 extra.lane.let_go(extra.tag)
-                if not isinstance(error, Exception) or not link.is_open:
+                if is_interruption(error) or not link.is_open:
                     raise
                 logger.warning("a job of %s goes back as if it had begun: %s", extra.queue, error)
 
     def _accept(self, link: Link, arrival: Arrival) -> Delivery | None:
         """Make a delivery of what arrived; None if it has to come again first.
 
-        A classic queue flags a message that was handed out before and does not count how often. So
-        the count is written into a copy that takes its place, before anyone runs it: a job that
-        kills its worker would otherwise never end.
+        A classic queue flags a message that was handed out before and does not count how often; a
+        quorum queue counts, and throws away what comes too often for its liking. So the count is
+        written into a copy that takes its place, before anyone runs it: a job that kills its
+        worker would otherwise never end, or end without a trace.
         """
-        if not _has_uncounted(arrival):
+        if self._is_replaced(arrival):
+            self._discard(link, arrival)
+            return None
+        if not (arrival.redelivered and properties.uncounted(arrival.properties)):
             return self._make_delivery(link, arrival)
         try:
-            self._replace(link, arrival, extra_attempts=1)
+            self._replace(link, arrival)
         except PublishRefused:  # a full queue takes no copy, but what it has must be run
-            delivery = self._make_delivery(link, arrival)
-            delivery.attempt += 1
-            return delivery
-        except BaseException:
-            arrival.lane.close()
+            return self._make_delivery(link, arrival)
+        except BaseException as error:
+            if link.is_sound_after(error):
+                arrival.lane.close()
             raise
         return None
 
     def _make_delivery(self, link: Link, arrival: Arrival, settled: bool = False) -> Delivery:
-        known = None
-        if self._lost and arrival.properties.message_id is None:
-            known = self._lost.pop(_digest(arrival), None)
-        message, attempts, defect = properties.read(arrival.raw, arrival.body, known)
+        message, attempts, defect = self._read(arrival)
         receipt = _Receipt(link, arrival)
         return Delivery(message, arrival.queue, attempts + 1, receipt, defect, settled)
 
-    def _replace(self, link: Link, arrival: Arrival, *, extra_attempts: int) -> None:
-        """Put a copy at the head of the queue, with a count of its attempts."""
-        delivery = self._make_delivery(link, arrival)
-        attempts = delivery.attempt - 1 + extra_attempts
-        copy = properties.again(arrival.properties, delivery.message, attempts, head=True)
-        with link.lane() as lane:
-            _publish(lane, "", arrival.queue, [copy], [delivery.message])
-        self._remove(delivery, _Receipt(link, arrival))
+    def _read(self, arrival: Arrival) -> properties.Metadata:
+        known = None
+        if self._lost and arrival.properties.message_id is None:
+            known = self._lost.pop(_digest(arrival), None)
+        read = properties.read(arrival.properties, arrival.body, known)
+        if arrival.redelivered:
+            read = read._replace(attempts=read.attempts + properties.uncounted(arrival.properties))
+        return read
 
-    def _remove(self, delivery: Delivery, receipt: _Receipt) -> None:
-        """Acknowledge what has been taken care of."""
-        link, lane = receipt.link, receipt.arrival.lane
-        self._put_back(link, lane.stop_listening())  # else the lane would be sent the next
-        lane.ack(receipt.arrival.tag)
-        link.give_back(lane)
+    def _replace(self, link: Link, arrival: Arrival) -> None:
+        """Put a copy at the head of the queue, with a count of its attempts."""
+        message, attempts, _ = self._read(arrival)
+        copy = properties.again(arrival.properties, message, attempts, head=True)
+        with link.lane() as lane:
+            publish(lane, "", arrival.queue, [copy], [message])
+        self._note_replaced(arrival)
+        self._discard(link, arrival)
+
+    def _remove(self, delivery: Delivery, receipt: _Receipt, *, is_replaced: bool = True) -> None:
+        """Acknowledge what has been taken care of.
+
+        Args:
+            is_replaced: by a copy, here or among the dead letters.
+        """
+        if is_replaced:
+            self._note_replaced(receipt.arrival)
+        receipt.is_acked = True
+        self._discard(receipt.link, receipt.arrival)
         delivery.settled = True
+
+    def _discard(self, link: Link, arrival: Arrival) -> None:
+        lane = arrival.lane
+        self._put_back(link, lane.stop_listening())  # else the lane would be sent the next
+        lane.ack(arrival.tag)
+        link.give_back(lane)
+
+    def _note_replaced(self, arrival: Arrival) -> None:
+        """Keep in mind whose copy is accepted: its acknowledgement may be lost on the way."""
+        if (identity := _identify(arrival)) is not None:
+            self._replaced[identity] = None
+            if len(self._replaced) > _REMEMBERED:
+                self._replaced.popitem(last=False)
+
+    def _is_replaced(self, arrival: Arrival) -> bool:
+        """Whether a copy of it, made here, is already in its place."""
+        return bool(self._replaced) and arrival.redelivered and _identify(arrival) in self._replaced
 
     def _remember(self, arrival: Arrival, message_id: str) -> None:
         """Keep the id that we gave to a message without one: it comes again without one."""
@@ -488,9 +771,10 @@ class RabbitMQBackend(QueueBackend):
             self._lost.popitem(last=False)
 
 
-def _has_uncounted(arrival: Arrival) -> bool:
-    """Whether a delivery before this one came to nothing, and nobody has counted it."""
-    return arrival.redelivered and not properties.is_counted(arrival.properties)
+def _identify(arrival: Arrival) -> tuple[str, bytes] | None:
+    """What tells a message of a queue from all others; None if nothing does."""
+    identity = properties.identity(arrival.properties, arrival.body)
+    return None if identity is None else (arrival.queue, identity)
 
 
 def _digest(arrival: Arrival) -> bytes:
@@ -508,38 +792,55 @@ def _get(link: Link, queues: Sequence[str], last: str | None) -> Arrival | None:
         return lane.get_first(queues, counted=queues[1:before])
 
 
-def _count_dead(link: Link, queue: str) -> int:
+def _meant(held: Sequence[Arrival], ids: Collection[str]) -> list[Arrival]:
+    """Those of some letters that have one of these ids."""
+    return [each for each in held if each.properties.message_id in ids]
+
+
+def _redrive(lane: Lane, queue: str, arrivals: Sequence[Arrival]) -> None:
+    """Put dead letters back into their queue, and remove them."""
+    jobs = [properties.read(each.properties, each.body).message for each in arrivals]
+    copies = [
+        properties.again(each.properties, job, attempts=0)
+        for each, job in zip(arrivals, jobs, strict=True)
+    ]
     try:
-        with link.lane() as lane:
-            return int(lane.call("queue_declare", dead_queue(queue), passive=True).message_count)
-    except ChannelClosedByBroker as error:
-        if error.reply_code != NOT_FOUND:
-            raise
-        return 0
+        publish(lane, "", queue, copies, jobs)
+    except PublishRefused as error:  # what had room is no longer dead, or it would come twice
+        refused = {id(job) for job in error.unconfirmed}
+        for each, job in zip(arrivals, jobs, strict=True):
+            if refused and id(job) not in refused:
+                lane.ack(each.tag)
+        letters.give_back(lane)
+        raise
+    except Unroutable:
+        letters.give_back(lane)
+        raise
+    lane.ack(arrivals[-1].tag, multiple=True)
 
 
-def _publish(
-    lane: Lane,
-    exchange: str,
-    routing_key: str,
-    contents: Sequence[Content],
-    messages: Sequence[Message],
-) -> None:
-    try:
-        lane.publish(exchange, routing_key, contents)
-    except Unconfirmed as error:
-        cause = error.cause
-        if isinstance(cause, ChannelClosedByBroker):
-            if cause.reply_code == NOT_FOUND:
-                raise Unroutable(cause.reply_text) from cause
-            if cause.reply_code == PRECONDITION_FAILED:  # larger than the broker's limit
-                raise PublishRefused(cause.reply_text) from cause
-            raise cause from error
-        raise PublishInterrupted(
-            f"not confirmed: {translate(cause, 'the broker')}",
-            [messages[index] for index in error.indices],
-        ) from cause
+def _check_names(*names: str) -> None:
+    """Refuse what AMQP cannot carry.
+
+    Raises:
+        ConfigurationError: a name is too long, or no text.
+    """
+    for name in names:
+        try:
+            size = len(name.encode())
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(f"{name!r:.80} is no name: {error}") from None
+        if size > _LONGEST_NAME:
+            raise ConfigurationError(
+                f"a name on RabbitMQ has {_LONGEST_NAME} bytes at most, a queue's 5 less, for that "
+                f"of its dead letters; {name!r:.80} has {size}"
+            )
 
 
-def _lost(delivery: Delivery) -> LeaseLost:
+def _lost(delivery: Delivery, receipt: _Receipt) -> LeaseLost:
+    if receipt.is_acked:
+        return LeaseLost(
+            f"job {delivery.message.id} may be settled already: the connection ended when that was "
+            "on its way. If it did not arrive, the job was taken back"
+        )
     return LeaseLost(f"job {delivery.message.id} was taken back: its channel or connection is gone")

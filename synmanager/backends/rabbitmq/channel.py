@@ -1,4 +1,4 @@
-"""A channel that keeps what it is given."""
+"""A channel that hands over what it is given."""
 
 from __future__ import annotations
 
@@ -7,63 +7,35 @@ from collections.abc import Callable
 from typing import Any
 
 import pika.channel
-import pika.spec
-
-from synmanager.backends.rabbitmq.frames import Confirmation, Incoming, Nothing
+import pika.exceptions
+from pika.spec import BasicProperties
 
 __all__ = ["GreedyChannel"]
 
 
 class GreedyChannel(pika.channel.Channel):  # type: ignore[misc]
-    """Collects messages, whoever asked for them.
+    """Hands over every message, whoever asked for it, and refuses what nobody can have asked for.
 
-    pika gives each to its consumer's callback, and rejects what crosses with the cancelling of the
-    consumer. The broker then flags that as redelivered, and a job that nobody has begun would
-    count as begun.
+    pika gives each message to its consumer's callback, and rejects what crosses with the
+    cancelling of the consumer. The broker then flags that as redelivered, and a job that nobody
+    has begun would count as begun. What it does not expect it logs, and goes on.
 
     Attributes:
-        arrived: what nobody has taken yet.
-        is_empty: whether the queue that was asked last had nothing.
-        on_confirmation: called with each, and with whether the broker refuses what it confirms.
+        on_message: called with the consumer's tag, or "" for what was got without one, the method,
+            the properties and the body.
     """
 
-    def __init__(self, connection: Any, channel_number: int, on_open_callback: Any) -> None:
-        super().__init__(connection, channel_number, on_open_callback)
-        self.arrived: list[Incoming] = []
-        self.is_empty = False
-        self.on_confirmation: Callable[[Confirmation, bool], None]
-
-    def take(self, value: Incoming | Confirmation | Nothing) -> None:
-        """Take what was read without pika."""
-        if isinstance(value, Incoming):
-            self.arrived.append(value)
-        elif isinstance(value, Confirmation):
-            self.on_confirmation(value, False)
-        else:
-            self.is_empty = True
-
-    def note_confirmation(self, frame: Any) -> None:
-        """Take a confirmation that pika has read."""
-        method = frame.method
-        confirmation = Confirmation(method.delivery_tag, method.multiple)
-        self.on_confirmation(confirmation, isinstance(method, pika.spec.Basic.Nack))
+    on_message: Callable[[str, Any, BasicProperties, bytes], None]
 
     def _on_deliver(self, method_frame: Any, header_frame: Any, body: bytes) -> None:
-        self._note_arrival(method_frame.method.consumer_tag, method_frame, header_frame, body)
+        method = method_frame.method
+        self.on_message(method.consumer_tag, method, header_frame.properties, body)
 
     def _on_getok(self, method_frame: Any, header_frame: Any, body: bytes) -> None:
-        self._note_arrival("", method_frame, header_frame, body)
+        self.on_message("", method_frame.method, header_frame.properties, body)
 
-    def _on_getempty(self, method_frame: Any) -> None:
-        self.is_empty = True
-
-    def _note_arrival(
-        self, consumer: str, method_frame: Any, header_frame: Any, body: bytes
-    ) -> None:
-        method, properties = method_frame.method, header_frame.properties
-        self.arrived.append(
-            Incoming(consumer, method.delivery_tag, method.redelivered, properties, body)
-        )
+    def _on_unexpected_frame(self, frame_value: Any) -> None:
+        raise pika.exceptions.UnexpectedFrameError(frame_value)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

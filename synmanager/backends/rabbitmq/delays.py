@@ -7,37 +7,47 @@ in the order in which they came, as RabbitMQ's expiry needs it, whatever their d
 
 ::
 
-    delay ──▶ level 25 ──▶ level 24 ──▶ … ──▶ level 0 ──▶ due ──▶ their queues
-              queue 25 ──▲  queue 24 ──▲          queue 0 ──▲
+    delay ──▶ level 25 ──▶ level 24 ──▶ … ──▶ level 0 ──▶ due ──▶ ~train.due ──▶ train
+              queue 25 ──▲  queue 24 ──▲          queue 0 ──▲  └─▶ ~evaluate.due ──▶ evaluate
 
 The arrows are bindings of headers exchanges. The queues are quorum queues that dead-letter at least
-once: a broker that crashes in between loses nothing. What is due when its queue is gone is stranded
-in a queue of its own, where it stands in nobody's way, until its own is made anew.
+once: a broker that crashes in between loses nothing. Such a queue keeps what its target refuses,
+tries again every three minutes, and stands still after 32 of that. So each target has a queue of
+its own before it, which holds nothing for longer than its target refuses it: a full queue keeps
+back its own messages and no others. What is due when its queue is gone is stranded in yet another
+one, where it stands in nobody's way, until its own is made anew.
+
+All of it but the stranded has a name that begins with ``~``, so that it comes last in lists.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from synmanager.backends.base import QueueSpec
 from synmanager.backends.rabbitmq.lane import Lane
-from synmanager.backends.rabbitmq.properties import onward
-from synmanager.errors import InvalidJob
+from synmanager.backends.rabbitmq.properties import onward, read
+from synmanager.backends.rabbitmq.publishing import publish
 
-__all__ = ["ENTRY", "TOP", "Cascade", "way"]
+__all__ = ["ENTRY", "LONGEST", "TOP", "Cascade", "due_queue", "way"]
 
 #: Where delayed messages are published; unroutable there is who has no route at its end.
-ENTRY = "synmanager.delay"
+ENTRY = "~synmanager.delay"
 
 #: RabbitMQ's timers end at 2**32 milliseconds, which the next level would exceed. All levels
 #: together hold a message for 77 days.
 _LEVELS = 26
 
+#: Seconds: every digit is set.
+LONGEST = ((1 << _LEVELS) - 1) / 10
+
 #: Where those are published whose queue is known to exist.
-TOP = f"synmanager.delay.level-{_LEVELS - 1}"
-_DUE = "synmanager.delay.due"
+TOP = f"~synmanager.delay.level-{_LEVELS - 1}"
+_DUE = "~synmanager.delay.due"
+
+#: Of the name that it had when full queues stood in the way: what lies there since then goes on.
 _STRANDED = "synmanager.delay.stranded"
 
 _EXCHANGE = "synmanager-exchange"
@@ -50,12 +60,11 @@ def way(
 ) -> dict[str, Any]:
     """The headers that lead a message through its delay, to an exchange or to a queue.
 
-    Raises:
-        InvalidJob: it would take longer than the cascade can hold it.
+    Args:
+        seconds: :data:`LONGEST` at most.
     """
     tenths = math.ceil(seconds * 10 - 1e-6)  # never early, but for the error of a binary fraction
-    if tenths >= 1 << _LEVELS:
-        raise InvalidJob(f"RabbitMQ delays messages by {(1 << _LEVELS) // 10:,} s at most")
+    assert tenths < 1 << _LEVELS, f"{seconds} s are more than Features.longest_delay"
     headers: dict[str, Any] = {_digit(k): bool(tenths >> k & 1) for k in range(_LEVELS)}
     if queue:
         headers[_QUEUE] = queue
@@ -64,10 +73,20 @@ def way(
     return headers
 
 
-class Cascade:
-    """The cascade of one broker, as far as this connection has made sure of it."""
+def due_queue(queue: str) -> str:
+    """Through which delayed messages come to a queue; and the exchange between the two."""
+    return f"~{queue}.due"
 
-    def __init__(self) -> None:
+
+class Cascade:
+    """The cascade of one broker, as far as this connection has made sure of it.
+
+    Args:
+        make_queue: makes the queue of that name that is no part of a cascade, or takes it as it is.
+    """
+
+    def __init__(self, make_queue: Callable[[str], object]) -> None:
+        self._make_queue = make_queue
         self._known: set[str] = set()
 
     def announce(self, lane: Lane, spec: QueueSpec) -> None:
@@ -77,15 +96,24 @@ class Cascade:
         if spec.exchange.type != "fanout":
             route[_KEY] = spec.routing_key
         lane.call("exchange_bind", TOP, ENTRY, arguments=_only(route))
-        lane.call("queue_bind", spec.name, _DUE, arguments=_only(route))
         self.lead_to_queue(lane, spec.name)
+        lane.call("queue_bind", due_queue(spec.name), _DUE, arguments=_only(route))
 
     def lead_to_queue(self, lane: Lane, queue: str) -> None:
         """Make sure that what is put back into a queue, with a delay, gets there."""
-        if f"queue {queue}" not in self._known:
-            self._build_ends(lane)
-            lane.call("queue_bind", queue, _DUE, arguments=_only({_QUEUE: queue}))
-            self._known.add(f"queue {queue}")
+        if f"queue {queue}" in self._known:
+            return
+        self._build_ends(lane)
+        due = due_queue(queue)
+        lane.call("exchange_declare", due, "fanout", durable=True, arguments=_OTHERWISE)
+        lane.call("queue_bind", queue, due)
+        lane.call("queue_declare", due, durable=True, arguments=_holding(0, due))
+        lane.call("queue_bind", due, _DUE, arguments=_only({_QUEUE: queue}))
+        self._known.add(f"queue {queue}")
+
+    def forget(self) -> None:
+        """Look at the broker again, whatever was there before."""
+        self._known.clear()
 
     def build(self, lane: Lane) -> None:
         """Make sure that the levels are there; they are not before somebody delays something."""
@@ -94,16 +122,9 @@ class Cascade:
         self._build_ends(lane)
         below = _DUE
         for k in range(_LEVELS):
-            level = f"synmanager.delay.level-{k}"
+            level = f"~synmanager.delay.level-{k:02}"
             lane.call("exchange_declare", level, "headers", durable=True)
-            arguments = {
-                "x-queue-type": "quorum",
-                "x-message-ttl": 100 << k,
-                "x-dead-letter-exchange": below,
-                "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",  # without it, the strategy is ignored
-            }
-            lane.call("queue_declare", level, durable=True, arguments=arguments)
+            lane.call("queue_declare", level, durable=True, arguments=_holding(100 << k, below))
             lane.call("queue_bind", level, level, arguments=_only({_digit(k): True}))
             lane.call("exchange_bind", below, level, arguments=_only({_digit(k): False}))
             below = level
@@ -115,10 +136,9 @@ class Cascade:
         for name in (ENTRY, TOP):
             lane.call("exchange_declare", name, "headers", durable=True)
         lane.call("exchange_declare", _STRANDED, "fanout", durable=True)
-        lane.call("queue_declare", _STRANDED, durable=True)
+        self._make_queue(_STRANDED)
         lane.call("queue_bind", _STRANDED, _STRANDED)
-        otherwise = {"alternate-exchange": _STRANDED}
-        lane.call("exchange_declare", _DUE, "headers", durable=True, arguments=otherwise)
+        lane.call("exchange_declare", _DUE, "headers", durable=True, arguments=_OTHERWISE)
         self._known.add("ends")
 
     def count_stranded(self, lane: Lane) -> int:
@@ -126,14 +146,47 @@ class Cascade:
         self._build_ends(lane)
         return int(lane.call("queue_declare", _STRANDED, passive=True).message_count)
 
-    def send_on(self, lane: Lane) -> None:
-        """Send on what is stranded, once: the queue that some of it was for is back."""
-        for _ in range(self.count_stranded(lane)):
-            arrival = lane.get(_STRANDED)
-            if arrival is None:
-                break
-            lane.publish(_DUE, "", [onward(arrival.properties, arrival.body)])
-            lane.ack(arrival.tag)
+    def send_on(self, lane: Lane, spec: QueueSpec) -> None:
+        """Send on what is stranded, to a queue that is back, and to no other that shares its route.
+
+        What was for other queues goes back to where it was when the lane is closed.
+        """
+        there = lane.take(_STRANDED, self.count_stranded(lane))
+        found = [each for each in there if _is_for(spec, each.properties.headers or {})]
+        to_it = {_QUEUE: spec.name}
+        copies = [onward(each.properties, each.body, to_it) for each in found]
+        messages = [read(each.properties, each.body).message for each in found]
+        publish(lane, _DUE, "", copies, messages)
+        for each in found:
+            lane.ack(each.tag)
+
+
+def _is_for(spec: QueueSpec, headers: Mapping[Any, Any]) -> bool:
+    """Whether a stranded message was on its way to a queue."""
+    deaths = headers.get("x-death")
+    for death in deaths if isinstance(deaths, list) else ():
+        last = death.get("queue") if isinstance(death, dict) else None
+        if isinstance(last, str) and last.endswith(".due"):
+            return last == due_queue(spec.name)  # one of several of its route, perhaps
+    if _QUEUE in headers:
+        return bool(headers[_QUEUE] == spec.name)
+    is_its_key = spec.exchange.type == "fanout" or headers.get(_KEY) == spec.routing_key
+    return is_its_key and headers.get(_EXCHANGE) == spec.exchange.name
+
+
+#: What an exchange does with messages that no queue is bound for.
+_OTHERWISE = {"alternate-exchange": _STRANDED}
+
+
+def _holding(milliseconds: int, then: str) -> dict[str, Any]:
+    """The arguments of a queue that holds each message for so long, and hands it to an exchange."""
+    return {
+        "x-queue-type": "quorum",
+        "x-message-ttl": milliseconds,
+        "x-dead-letter-exchange": then,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",  # without it, the strategy is ignored
+    }
 
 
 def _digit(k: int) -> str:

@@ -12,22 +12,13 @@ from pika.frame import Method
 from pika.spec import Basic, BasicProperties, Queue
 
 from synmanager.backends.rabbitmq.channel import GreedyChannel
-from synmanager.backends.rabbitmq.frames import (
-    Confirmation,
-    Content,
-    Incoming,
-    Publication,
-    ack_frame,
-    count_frame,
-    get_frame,
-)
-from synmanager.backends.rabbitmq.properties import parse
-from synmanager.errors import PublishRefused, Unroutable
+from synmanager.backends.rabbitmq.frames import Content, Publication
+from synmanager.interrupts import is_from_handler
 
 if TYPE_CHECKING:
     from synmanager.backends.rabbitmq.link import Link
 
-__all__ = ["Arrival", "Lane", "Unconfirmed"]
+__all__ = ["Arrival", "Lane", "Unaccepted", "Unconfirmed"]
 
 #: Messages that are handed to the socket before its answers are looked at.
 _BURST = 200
@@ -35,6 +26,13 @@ _BURST_BYTES = 1 << 20
 
 #: Messages that may be on their way unconfirmed.
 _WINDOW = 5_000
+
+
+#: AMQP counts them with two bytes.
+_MOST_PREFETCHED = 65_535
+
+#: Seconds without a message after which somebody else has taken the rest.
+_PAUSE = 1.0
 
 
 @dataclass
@@ -45,21 +43,14 @@ class Arrival:
         lane: the channel it came on, on which alone it can be settled.
         tag: its number there.
         redelivered: the broker's flag: it was handed out before.
-        raw: its properties, encoded or decoded.
     """
 
     lane: Lane
     tag: int
     queue: str
     redelivered: bool
-    raw: BasicProperties | bytes
+    properties: BasicProperties
     body: bytes
-
-    @property
-    def properties(self) -> BasicProperties:
-        if isinstance(self.raw, bytes):
-            self.raw = parse(self.raw)
-        return self.raw
 
 
 class Unconfirmed(Exception):
@@ -75,6 +66,20 @@ class Unconfirmed(Exception):
         self.indices = indices
 
 
+class Unaccepted(Exception):
+    """The broker has answered for each message of a publish, and does not take some.
+
+    Attributes:
+        indices: of those.
+        returned: why some have no queue to go to, in the broker's words; None if all have one.
+    """
+
+    def __init__(self, indices: Sequence[int], returned: str | None) -> None:
+        super().__init__(f"{len(indices)} messages are not accepted")
+        self.indices = indices
+        self.returned = returned
+
+
 class Lane:
     """A channel of its own for each call, and for each delivery until that is settled.
 
@@ -84,23 +89,29 @@ class Lane:
 
     All methods are called with the link's lock held, and raise what pika raises: a
     ``ChannelClosedByBroker``, if the broker closes the channel.
+
+    Attributes:
+        link: whose channel it is.
     """
 
     def __init__(self, link: Link) -> None:
-        self._link = link
+        self.link = link
         self._end: BaseException | None = None
         self._held: dict[int, str] = {}  # delivery tag: queue
         self._confirming: dict[int, int] = {}  # delivery tag: index in the batch
         self._published = 0
-        self._refused = 0
-        self._returned: str | None = None
+        self._refused: list[int] = []  # indices
+        self._returns: list[tuple[str, BasicProperties, bytes]] = []  # why, and the message
         self._has_prefetch = False
         self._shares_prefetch = False
         self._consumers: dict[str, None] = {}  # the queues; their names are the consumers' tags
         self._unanswered = 0
         #: Whether consumers are being cancelled, and what crosses with that has not been taken.
         self.is_stopping = False
-        self._counts: dict[str, int] = {}
+        self._is_getting = False
+        self._arrived: list[tuple[str, Any, BasicProperties, bytes]] = []
+        self._counts: dict[str, int | None] = {}  # None for those that are asked for
+        self._declaring: str | None = None
         opened: list[object] = []
         self._channel: GreedyChannel = link.wire.channel(on_open_callback=opened.append)
         self._channel.add_on_close_callback(self._note_end)
@@ -115,15 +126,20 @@ class Lane:
         for answer in (Basic.ConsumeOk, Basic.CancelOk):
             self._channel.add_callback(self._note_answer, [answer], one_shot=False)
         self._channel.add_callback(self._note_count, [Queue.DeclareOk], one_shot=False)
+        self._channel.add_callback(self._note_empty, [Basic.GetEmpty], one_shot=False)
         self._channel.add_on_return_callback(self._note_return)
         self._channel.add_on_cancel_callback(self._note_cancel)
-        self._channel.on_confirmation = self._note_confirmation
-        self.call("confirm_delivery", self._channel.note_confirmation)
+        self._channel.on_message = self._note_message
+        self.call("confirm_delivery", self._note_confirmation)
 
     @property
     def is_lost(self) -> bool:
         """Whether it is closed, and the broker has taken back what was held on it."""
-        return self._end is not None
+        return self._end is not None or self.link.wire.ended is not None
+
+    def holds(self, tag: int) -> bool:
+        """Whether a delivery is neither settled nor lost."""
+        return tag in self._held and not self.is_lost
 
     @property
     def is_reusable(self) -> bool:
@@ -142,8 +158,10 @@ class Lane:
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call one of pika's channel methods that the broker answers; return the answer."""
         replies: list[Any] = []
+        self._declaring = args[0] if method == "queue_declare" else None
         getattr(self._channel, method)(*args, callback=replies.append, **kwargs)
         self._wait(lambda: replies)
+        self._declaring = None
         return replies[0].method
 
     def get(self, queue: str, *, counted: Sequence[str] = ()) -> Arrival | None:
@@ -152,16 +170,13 @@ class Lane:
         Args:
             counted: queues whose messages are counted on the same trip.
         """
-        channel = self._channel
-        channel.is_empty = False
-        self._counts.clear()
-        self._emit(get_frame(queue, channel.channel_number))
+        self._is_getting = True
+        self._counts = dict.fromkeys(counted)
+        self._emit(Basic.Get(queue=queue))
         for other in counted:
-            self._emit(count_frame(other, channel.channel_number))
-        self._wait(
-            lambda: (channel.arrived or channel.is_empty) and len(self._counts) == len(counted)
-        )
-        return self._hold(channel.arrived.pop(), queue) if channel.arrived else None
+            self._emit(Queue.Declare(queue=other, passive=True))
+        self._wait(lambda: not self._is_getting and None not in self._counts.values())
+        return self._hold(queue, *self._arrived.pop()[1:]) if self._arrived else None
 
     def get_first(self, queues: Sequence[str], *, counted: Sequence[str]) -> Arrival | None:
         """Take a message from the first queue that has one.
@@ -179,6 +194,30 @@ class Lane:
                 counted = ()
         return None
 
+    def take(self, queue: str, most: int) -> list[Arrival]:
+        """Take the first messages of a queue, so many or as many as there are.
+
+        They come from a consumer, and not one by one: all at once they go back in a moment, while
+        thousands that were got singly keep the broker busy for a minute.
+        """
+        # What is on its way back is there before this is answered; a count alone could be too soon.
+        first = self.get(queue) if most > 0 else None
+        if first is None:
+            return []
+        there = self.call("queue_declare", queue, passive=True).message_count
+        most = min(most - 1, there, _MOST_PREFETCHED)
+        if most == 0:
+            return [first]
+        self.call("basic_qos", prefetch_count=most)
+        self._has_prefetch = False  # that of one, which a delivery has
+        self._consumers = {queue: None}
+        self._ask([Basic.Consume(queue=queue, consumer_tag=queue)])
+        arrived, before = self._arrived, -1
+        while before < len(arrived) < most and not self._end:
+            before = len(arrived)
+            self.link.wait(lambda: self._end or len(arrived) > before, _PAUSE)  # noqa: B023
+        return [first, *self.stop_listening()]
+
     def listen(self, queues: Sequence[str], seconds: float) -> list[Arrival]:
         """Consume the queues, and wait for a message from any of them.
 
@@ -186,16 +225,17 @@ class Lane:
 
         Returns:
             one, as a rule; none after ``seconds`` or when a queue is deleted meanwhile; more than
-            one, if they come at once, where the broker knows no prefetch over a whole channel, as
-            4.3 by default.
+            one, if they come at once, where there is no prefetch over a whole channel, as of quorum
+            queues, and by default on 4.3.
         """
-        arrived = self._channel.arrived
+        arrived = self._arrived
         if not self.listens_to(queues):
-            self._limit_prefetch(together=len(queues) > 1)
+            is_apart = not self.link.apart.isdisjoint(queues)
+            self._limit_prefetch(together=len(queues) > 1 and not is_apart)
             self._consumers = dict.fromkeys(queues)
             self._ask(Basic.Consume(queue=queue, consumer_tag=queue) for queue in queues)
             self._wait(lambda: not self._unanswered)
-        self._link.wait(lambda: arrived or self._end or not self.listens_to(queues), seconds)
+        self.link.wait(lambda: arrived or self._end or not self.listens_to(queues), seconds)
         if self._end is not None:
             raise self._end
         return self._take_arrived()
@@ -212,7 +252,7 @@ class Lane:
 
     def has_stopped(self, seconds: float) -> bool:
         """Wait for the end of what :meth:`begin_to_stop` stops; False if it takes longer."""
-        return self._link.wait(
+        return self.link.wait(
             lambda: self._end or not self.is_stopping or not self._unanswered, seconds
         )
 
@@ -225,17 +265,18 @@ class Lane:
         self.is_stopping = False
         return self._take_arrived()
 
-    def let_go(self, tag: int) -> None:
-        """Give back one delivery, for which nothing better can be done."""
+    def let_go(self, tag: int) -> bool:
+        """Give back one delivery, for which nothing better can be done; True, as it is done."""
         if list(self._held) == [tag]:
             self.close()
         elif self._channel.is_open:
             self._channel.basic_nack(tag)
             self._held.pop(tag, None)
+        return True
 
     def ack(self, tag: int, *, multiple: bool = False) -> None:
         """Settle a delivery, or all up to it."""
-        self._emit(ack_frame(tag, multiple, self._channel.channel_number), can_linger=True)
+        self._emit(Basic.Ack(tag, multiple), can_linger=True)
         self._held.pop(tag, None)
         if multiple:
             self._held = {held: queue for held, queue in self._held.items() if held > tag}
@@ -245,21 +286,21 @@ class Lane:
 
         Raises:
             Unconfirmed: it ended before; says which messages are in doubt.
-            Unroutable, PublishRefused: the broker's word.
+            Unaccepted: the broker's word.
         """
         earlier = self._find_unfinished(exchange, routing_key, contents)
         if earlier is not None:
             earlier._confirm(exchange, routing_key, contents, lambda: None)
-            self._link.give_back(earlier)
+            self.link.give_back(earlier)
             return
-        self._refused, self._returned = 0, None
+        self._refused, self._returns = [], []
         publication = Publication(exchange, routing_key, self._channel.channel_number)
         self._confirm(exchange, routing_key, contents, lambda: self._send(publication, contents))
 
     def _find_unfinished(
         self, exchange: str, routing_key: str, contents: Sequence[Content]
     ) -> Lane | None:
-        unfinished = self._link.unfinished
+        unfinished = self.link.unfinished
         lane = (
             unfinished.pop((exchange, routing_key, tuple(contents)), None) if unfinished else None
         )
@@ -276,33 +317,42 @@ class Lane:
             emit()
             self._await_confirmations(0)
         except Exception as error:
-            in_doubt = sorted(self._confirming.values())
+            if is_from_handler(error):
+                raise
+            in_doubt = set(self._confirming.values())
             # What was not sent yet is in doubt as well.
             unsent = range(max(in_doubt, default=-1) + 1, len(contents))
-            if self._link.wire.blocked is not None and len(in_doubt) == len(contents):
-                self._link.unfinished[exchange, routing_key, tuple(contents)] = self
-            raise Unconfirmed(error, [*in_doubt, *unsent]) from error
-        if self._returned is not None:
-            raise Unroutable(
-                f"no queue is bound to exchange {exchange!r} with routing key {routing_key!r} "
-                f"({self._returned})"
-            )
-        if self._refused:
-            raise PublishRefused(f"the broker refused {self._refused} messages: is a queue full?")
+            if self.link.wire.blocked is not None and len(in_doubt) == len(contents):
+                self.link.unfinished[exchange, routing_key, tuple(contents)] = self
+            not_taken = in_doubt.union(unsent, self._refused, self._find_returned(contents))
+            raise Unconfirmed(error, sorted(not_taken)) from error
+        if self._returns or self._refused:
+            not_taken = {*self._refused, *self._find_returned(contents)}
+            reason = self._returns[0][0] if self._returns else None
+            raise Unaccepted(sorted(not_taken), reason)
+
+    def _find_returned(self, contents: Sequence[Content]) -> set[int]:
+        """Which messages of a batch came back; the broker says it with the message itself."""
+        if len(self._returns) == len(contents):
+            return set(range(len(contents)))
+        returned = {Content(b"".join(p.encode()), body) for _, p, body in self._returns}
+        return {index for index, content in enumerate(contents) if content in returned}
 
     def _send(self, publication: Publication, contents: Sequence[Content]) -> None:
-        wire = self._link.wire
+        wire = self.link.wire
         frame_max = wire.params.frame_max
         size = count = 0
+        self._require_open()
         for index, content in enumerate(contents):
             self._published += 1
             self._confirming[self._published] = index
-            self._emit(publication.frames(content, frame_max))
+            self.link.wire.emit(publication.frames(content, frame_max))
             size, count = size + len(content.body), count + 1
             if (size > _BURST_BYTES or count == _BURST) and index + 1 < len(contents):
-                self._link.glance()  # the broker works on them while the next are written
+                self.link.glance()  # the broker works on them while the next are written
                 self._wait(lambda: not wire.has_unsent)
                 self._await_confirmations(_WINDOW)
+                self._require_open()
                 size = count = 0
 
     def _await_confirmations(self, left: int) -> None:
@@ -313,12 +363,12 @@ class Lane:
     def _ask(self, methods: Iterable[Any]) -> None:
         """Ask several things at once, where pika would wait for each answer before the next."""
         for method in methods:
-            self._emit(Method(self._channel.channel_number, method).marshal())
+            self._emit(method)
             self._unanswered += 1
 
     def _take_arrived(self) -> list[Arrival]:
-        arrivals = [self._hold(each, each.consumer) for each in self._channel.arrived]
-        self._channel.arrived.clear()
+        arrivals = [self._hold(*each) for each in self._arrived]
+        self._arrived.clear()
         return arrivals
 
     def _limit_prefetch(self, *, together: bool) -> None:
@@ -337,30 +387,60 @@ class Lane:
             self._shares_prefetch = together
 
     def _wait(self, done: Callable[[], object]) -> None:
-        self._link.wait(lambda: done() or self._end)
+        self.link.wait(lambda: done() or self._end)
         if self._end is not None and not done():
             raise self._end
 
-    def _emit(self, frames: bytes, *, can_linger: bool = False) -> None:
-        """Put frames on the way, past pika, which would refuse them on a closed channel."""
+    def _emit(self, method: Any, *, can_linger: bool = False) -> None:
+        """Put a method on the way, past pika, which would wait for one answer before the next."""
+        self._require_open()
+        frame = Method(self._channel.channel_number, method).marshal()
+        self.link.wire.emit(frame, can_linger=can_linger)
+
+    def _require_open(self) -> None:
         if not self._channel.is_open:
             raise self._end or ChannelWrongStateError("the channel is closing")
-        self._link.wire.emit(frames, can_linger=can_linger)
 
-    def _hold(self, message: Incoming, queue: str) -> Arrival:
-        self._held[message.tag] = queue
-        return Arrival(
-            self, message.tag, queue, message.redelivered, message.properties, message.body
-        )
+    def _hold(self, queue: str, method: Any, properties: BasicProperties, body: bytes) -> Arrival:
+        tag = method.delivery_tag
+        self._held[tag] = queue
+        return Arrival(self, tag, queue, method.redelivered, properties, body)
 
     def _note_end(self, _: object, reason: BaseException) -> None:
         self._end = reason
 
-    def _note_answer(self, _: object) -> None:
+    def _note_message(
+        self, consumer: str, method: Any, properties: BasicProperties, body: bytes
+    ) -> None:
+        if consumer:
+            is_awaited = consumer in self._consumers or self.is_stopping
+        else:
+            is_awaited, self._is_getting = self._is_getting, False
+        if is_awaited or not self._channel.is_open:
+            self._arrived.append((consumer, method, properties, body))
+        else:
+            self._refuse(method)
+
+    def _note_empty(self, frame: Any) -> None:
+        if not self._is_getting:
+            self._refuse(frame.method)
+        self._is_getting = False
+
+    def _note_answer(self, frame: Any) -> None:
+        if not self._unanswered:
+            self._refuse(frame.method)
         self._unanswered -= 1
 
     def _note_count(self, frame: Any) -> None:
-        self._counts[frame.method.queue] = frame.method.message_count
+        method = frame.method
+        if method.queue in self._counts:
+            self._counts[method.queue] = method.message_count
+        elif method.queue != self._declaring:
+            self._refuse(method)
+
+    def _refuse(self, method: Any) -> None:
+        """End a connection on which comes what nobody has asked for: nothing is sure there."""
+        self.link.wire.abort(f"{method.NAME} came out of turn")
 
     def _note_cancel(self, frame: Any) -> None:
         # Its queue was deleted; or, from 4.3 on, its job outlasts the broker's patience.
@@ -368,16 +448,23 @@ class Lane:
         if frame.method.consumer_tag in self._held.values():
             self.close()  # the broker has taken that back
 
-    def _note_return(self, _: object, method: Any, *message: object) -> None:
-        self._returned = method.reply_text
+    def _note_return(
+        self, _: object, method: Any, properties: BasicProperties, body: bytes
+    ) -> None:
+        if not self._confirming:
+            self._refuse(method)
+        self._returns.append((f"{method.reply_code} {method.reply_text}", properties, body))
 
-    def _note_confirmation(self, confirmation: Confirmation, refused: bool) -> None:
-        tag = confirmation.tag
-        if confirmation.multiple:
+    def _note_confirmation(self, frame: Any) -> None:
+        method = frame.method
+        tag = method.delivery_tag
+        if tag > self._published or not (method.multiple or tag in self._confirming):
+            self._refuse(method)
+            return
+        if method.multiple and tag:
             done = list(takewhile(lambda each: each <= tag, self._confirming))
         else:
-            done = [tag]
-        for each in done:
-            self._confirming.pop(each, None)
-        if refused:
-            self._refused += len(done)
+            done = list(self._confirming) if method.multiple else [tag]
+        indices = [self._confirming.pop(each) for each in done]
+        if isinstance(method, Basic.Nack):
+            self._refused += indices

@@ -5,29 +5,45 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from collections.abc import Mapping
+from ipaddress import ip_address
 
 import pika
 
 from synmanager.backends.base import Address
+from synmanager.backends.options import TLS, Type, choice, read_options
+from synmanager.backends.tls import tls_context
 from synmanager.errors import ConfigurationError
 
-__all__ = ["connection_parameters"]
+__all__ = ["connection_parameters", "kind_of_queues"]
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
-_TLS_OPTIONS = ("cafile", "certfile", "keyfile")
+
+_OPTIONS: Mapping[str, Type] = {"queues": choice("classic", "quorum")}
 
 
-def connection_parameters(address: Address) -> pika.ConnectionParameters:
-    """Translate an address.
+def connection_parameters(address: Address) -> list[pika.ConnectionParameters]:
+    """Translate an address, for each of its hosts.
 
     Raises:
         ConfigurationError: an option is unknown, or a file of a certificate cannot be used.
     """
-    host = address.host or "localhost"
-    tls = _tls(address)
+    is_tls = address.scheme == "amqps"
+    read_options(address, {**_OPTIONS, **TLS} if is_tls else _OPTIONS, over_tls="amqps")
+    tls = tls_context(address.options) if is_tls else None
+    return [
+        _parameters(address, host, port or _PORTS[address.scheme], tls)
+        for host, port in address.hosts or (("localhost", address.port),)
+    ]
+
+
+def _parameters(
+    address: Address, host: str, port: int, tls: ssl.SSLContext | None
+) -> pika.ConnectionParameters:
+    _check_host(host)
     return pika.ConnectionParameters(
         host=host,
-        port=address.port or _PORTS[address.scheme],
+        port=port,
         virtual_host=address.path or "/",
         credentials=pika.PlainCredentials(address.username or "guest", address.password or "guest"),
         heartbeat=max(1, round(address.heartbeat)),
@@ -39,23 +55,15 @@ def connection_parameters(address: Address) -> pika.ConnectionParameters:
     )
 
 
-def _tls(address: Address) -> ssl.SSLContext | None:
-    known = _TLS_OPTIONS if address.scheme == "amqps" else ()
-    unknown = sorted(set(address.options) - set(known))
-    if unknown:
-        raise ConfigurationError(
-            f"{address.scheme}:// does not know {', '.join(unknown)}; "
-            f"it knows {', '.join(known) or 'no options'}"
-        )
-    if address.scheme != "amqps":
-        return None
-    certificate, key = address.options.get("certfile"), address.options.get("keyfile")
-    if (certificate is None) != (key is None):
-        raise ConfigurationError("certfile and keyfile go together")
+def kind_of_queues(address: Address) -> str | None:
+    """Of which kind new queues are to be; None if that is for their virtual host to say."""
+    return address.options.get("queues")
+
+
+def _check_host(host: str) -> None:
     try:
-        context = ssl.create_default_context(cafile=address.options.get("cafile"))
-        if certificate is not None:
-            context.load_cert_chain(certificate, key)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigurationError(f"a certificate or key cannot be used: {error}") from None
-    return context
+        host.encode("idna")
+        if ":" in host:
+            ip_address(host.partition("%")[0])
+    except ValueError as error:
+        raise ConfigurationError(f"{host!r:.80} is no name of a host: {error}") from None

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pika.exceptions import ChannelClosedByBroker
 
 from synmanager.backends.base import ExchangeSpec, QueueSpec
-from synmanager.backends.rabbitmq.delays import Cascade
+from synmanager.backends.rabbitmq.arguments import Arguments, corrected, unfit, wasteful
+from synmanager.backends.rabbitmq.delays import Cascade, due_queue
 from synmanager.backends.rabbitmq.faults import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
 from synmanager.backends.rabbitmq.lane import Lane
 from synmanager.backends.rabbitmq.link import Link
 from synmanager.backends.rabbitmq.properties import MAX_PRIORITY
-from synmanager.errors import TopologyError
+from synmanager.errors import ConfigurationError, TopologyError
 
-__all__ = ["Topology", "dead_queue"]
+__all__ = ["Standing", "Topology", "dead_queue"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,30 @@ T = TypeVar("T")
 #: For how long a delivery may stay unacknowledged, 7 days in milliseconds: a job may take a day.
 _PATIENCE = 7 * 24 * 3600 * 1000
 
-_RANKING = {"x-max-priority": MAX_PRIORITY}
+#: Said expressly: a virtual host may make a queue of another kind of what has none.
+_CLASSIC: Arguments = {"x-queue-type": "classic"}
+
+#: Of the broker's own limits none ends a job: it would be gone.
+_QUORUM: Arguments = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+
+#: From here on quorum queues rank strictly.
+_RANKING_QUORUM = (4, 3)
+
+#: What no kind of queue knows both of. So the refusal tells the kind, and nothing is made.
+_NOBODYS: Arguments = {"x-max-priority": MAX_PRIORITY, "x-quorum-initial-group-size": 3}
+_ASKED = "~synmanager.kind"
+_OF_KIND = re.compile(r"of queue type rabbit_(\w+)_queue")
+
+#: What was told so, by cluster and virtual host: a process asks once.
+_kinds: dict[tuple[str, str], str] = {}
+
+_FLAGS = ("durable", "auto_delete", "exclusive")
+
+#: A queue has fewer arguments than that.
+_MOST_TRIES = 20
+
+#: The arguments and flags of queues that stood complete, with all that belongs to them.
+Standing: TypeAlias = dict[QueueSpec, Arguments]
 
 
 def dead_queue(queue: str) -> str:
@@ -35,40 +59,126 @@ def dead_queue(queue: str) -> str:
 
 
 class Topology:
-    """What this connection has declared. Its methods are called with the link's lock held."""
+    """What this connection has declared. Its methods are called with the link's lock held.
 
-    def __init__(self, link: Link, warned: set[str]) -> None:
+    Args:
+        standing: what connections before this one have seen. It outlives this one.
+        kind: ``classic`` or ``quorum``, of queues that are made; None leaves it to the virtual
+            host.
+
+    Raises:
+        ConfigurationError: quorum queues of this broker cannot rank.
+    """
+
+    def __init__(
+        self, link: Link, warned: set[object], standing: Standing, kind: str | None = None
+    ) -> None:
         self._link = link
-        self._warned = warned  # of queues that cannot rank; outlives the connection
+        self._warned = warned  # of what; outlives the connection
+        self._standing = standing
         self._declared: set[ExchangeSpec | QueueSpec] = set()
-        self.delays = Cascade()
+        self.delays = Cascade(lambda name: self._make_or_find(name, self._bare()))
         version = str((link.wire.server_properties or {}).get("version", ""))
         numbers = re.match(r"(\d+)\.(\d+)", version)
-        release = tuple(map(int, numbers.groups())) if numbers else (0, 0)
-        # Before 3.12 only the broker's configuration has such a timeout. From 4.3 on it is
-        # unknown to classic queues, which need it no longer.
-        self._arguments: dict[str, Any] = dict(_RANKING)
-        if (3, 12) <= release < (4, 3):
-            self._arguments["x-consumer-timeout"] = _PATIENCE
+        self._release = tuple(map(int, numbers.groups())) if numbers else (0, 0)
+        self._kind = kind
+        if kind == "quorum" and not self._can_rank_quorum:
+            raise ConfigurationError(
+                f"queues=quorum needs RabbitMQ 4.3 or later, and this one is {version}: before, "
+                "quorum queues rank nothing, or in two levels that are not strict"
+            )
+
+    @property
+    def _can_rank_quorum(self) -> bool:
+        return self._release >= _RANKING_QUORUM
+
+    def _is_quorum(self) -> bool:
+        """Whether queues are made as quorum queues."""
+        if self._kind is None:
+            host = self._link.virtual_host
+            if host not in _kinds:
+                _kinds[host] = self._ask_for_kind()
+            self._kind = _kinds[host]
+        return self._kind == "quorum"
+
+    def _ask_for_kind(self) -> str:
+        """Of which kind the virtual host makes queues of which none is said."""
+        try:
+            self._try(
+                lambda lane: lane.call(
+                    "queue_declare", _ASKED, durable=True, arguments=dict(_NOBODYS)
+                )
+            )
+        except ChannelClosedByBroker as error:
+            kind = _OF_KIND.search(str(error.reply_text))
+            if kind is None or kind[1] != "quorum":
+                return "classic"
+            if self._can_rank_quorum:
+                return "quorum"
+            if "vhost" not in self._warned:
+                self._warned.add("vhost")
+                logger.warning(
+                    "queues are made as classic queues, though their virtual host makes quorum "
+                    "queues: those rank from RabbitMQ 4.3 on only"
+                )
+        return "classic"
+
+    def _bare(self) -> Arguments:
+        """With what a queue is made that nobody ranks."""
+        return dict(_QUORUM if self._is_quorum() else _CLASSIC)
+
+    def _ranking(self) -> Arguments:
+        """With what a queue for jobs is made.
+
+        Before 3.12 only the broker's configuration has a timeout for deliveries. From 4.3 on it
+        is unknown to classic queues, which need it no longer.
+        """
+        if self._is_quorum():
+            return {**_QUORUM, "x-consumer-timeout": _PATIENCE}
+        ranking = {**_CLASSIC, "x-max-priority": MAX_PRIORITY}
+        if (3, 12) <= self._release < (4, 3):
+            ranking["x-consumer-timeout"] = _PATIENCE
+        return ranking
 
     def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
         """See ``QueueBackend.declare``."""
         for spec in specs:
             if spec in self._declared:
                 continue
-            if isinstance(spec, QueueSpec):
+            if not isinstance(spec, QueueSpec):
+                self._declare_exchange(spec)
+            elif not self._still_stands(spec):
                 self.declare(spec.exchange)
                 self._declare_queue(spec)
-            else:
-                self._declare_exchange(spec)
             self._declared.add(spec)
 
+    def undeclare(self, spec: QueueSpec) -> None:
+        """See ``QueueBackend.undeclare``: what is delayed is stranded when it is due."""
+        self.forget()
+        for name in (spec.name, dead_queue(spec.name), due_queue(spec.name)):
+            with self._link.lane() as lane:
+                lane.call("queue_delete", name)
+        self._try(lambda lane: lane.call("exchange_delete", due_queue(spec.name)))
+        self._link.apart.discard(spec.name)
+
+    def forget(self) -> None:
+        """Look at the broker at the next declaration, whatever was there before."""
+        self._declared.clear()
+        self._standing.clear()
+        self.delays.forget()
+
     def declare_dead_queue(self, queue: str) -> None:
-        name = dead_queue(queue)
-        self._make_or_take(
-            lambda lane: lane.call("queue_declare", name, durable=True),
-            lambda lane: lane.call("queue_declare", name, passive=True),
-        )
+        self._make_or_find(dead_queue(queue), self._bare())
+
+    def look_at(self, queue: str) -> tuple[int, Arguments] | None:
+        """How many consume a queue, and with what arguments it was made; None if there is none."""
+        try:
+            answer = self._try(lambda lane: lane.call("queue_declare", queue, passive=True))
+        except ChannelClosedByBroker as error:
+            if error.reply_code != NOT_FOUND:
+                raise
+            return None
+        return int(answer.consumer_count), self._find(queue, self._ranking())
 
     def _declare_exchange(self, spec: ExchangeSpec) -> None:
         refusal = self._make_or_take(
@@ -78,21 +188,70 @@ class Topology:
         if "'type'" in refusal:
             raise TopologyError(f"exchange {spec.name!r} is not of type {spec.type!r}: {refusal}")
 
-    def _declare_queue(self, spec: QueueSpec) -> None:
-        def declare(arguments: dict[str, Any]) -> str:
-            return self._make_or_take(
-                lambda lane: lane.call(
-                    "queue_declare", spec.name, durable=spec.durable, arguments=arguments
-                ),
-                lambda lane: lane.call("queue_declare", spec.name, passive=True),
-            )
+    def _still_stands(self, spec: QueueSpec) -> bool:
+        """Whether what an earlier connection saw complete is there, as it was.
 
+        Each worker asks that when a broker is back, so it has to cost little. Bindings, of which
+        there are most, cannot be asked for, and to bind anew costs the broker most of all; but
+        they go only with one of their ends, and otherwise when somebody unbinds them. Who then
+        publishes finds it out.
+        """
+        before = self._standing.pop(spec, None)
+        if before is None:
+            return False
+
+        def look(lane: Lane) -> None:
+            lane.call("exchange_declare", spec.exchange.name, passive=True)
+            for queue in (spec.name, dead_queue(spec.name), due_queue(spec.name)):
+                lane.call("queue_declare", queue, passive=True)
+
+        try:
+            self._try(look)
+        except ChannelClosedByBroker:
+            return False
+        found = self._find(spec.name, before, durable=before["durable"])
+        if found != before:
+            return False
+        self._note_kind(spec.name, found)
+        self._standing[spec] = found
+        return True
+
+    def _note_kind(self, queue: str, found: Arguments) -> bool:
+        """Whether it is a quorum queue, of which the link then knows."""
+        is_quorum = bool(found["x-queue-type"] == "quorum")
+        if is_quorum:
+            self._link.apart.add(queue)
+        return is_quorum
+
+    def _declare_queue(self, spec: QueueSpec) -> None:
         is_back = self._is_back(spec.name)
-        # A broker tells nobody the arguments of a queue, but whether they are these.
-        if declare(self._arguments):
-            refusal = declare(_RANKING)
-            if "x-max-priority" in refusal or "x-queue-type" in refusal:
-                self._warn(spec.name)
+        found = self._make_or_find(spec.name, self._ranking(), durable=spec.durable)
+        is_quorum = self._note_kind(spec.name, found)
+        # A quorum queue is asked about priorities and says nothing.
+        if is_quorum and not self._can_rank_quorum:
+            self._warn(
+                spec.name,
+                "cannot rank its jobs: it is a quorum queue, and RabbitMQ is older than 4.3. Jobs "
+                "of every priority run in the order of their submission, or nearly so",
+            )
+        elif not is_quorum and found.get("x-max-priority", 0) < MAX_PRIORITY:
+            self._warn(
+                spec.name,
+                "cannot rank its jobs: it was created without x-max-priority, as by 0.1.0. Jobs of "
+                "every priority run in the order of their submission. To change that, delete the "
+                "queue while it is empty, and reconnect",
+            )
+        if self._kind == "quorum" and not is_quorum:
+            self._warn(
+                spec.name,
+                "is a classic queue that was there before, on one node alone: its jobs are gone "
+                "while that node is. docs/clusters.md says how to replace it",
+            )
+        costly = wasteful(found)
+        if spec.durable and not found["durable"]:
+            costly.append("want of durability")
+        if costly:
+            self._warn(spec.name, f"may lose confirmed jobs, by its {' and '.join(costly)}")
         self._try(
             lambda lane: lane.call("queue_bind", spec.name, spec.exchange.name, spec.routing_key)
         )
@@ -100,7 +259,12 @@ class Topology:
         try:
             self._try(lambda lane: self.delays.announce(lane, spec))
             if is_back:
-                self._try(self.delays.send_on)
+                lane = Lane(self._link)
+                try:
+                    self.delays.send_on(lane, spec)
+                finally:
+                    lane.close()
+            self._standing[spec] = found
         except ChannelClosedByBroker as error:
             if error.reply_code != ACCESS_REFUSED:
                 raise
@@ -116,15 +280,56 @@ class Topology:
             return bool(error.reply_code == NOT_FOUND)
         return False
 
-    def _warn(self, queue: str) -> None:
-        if queue not in self._warned:
-            self._warned.add(queue)
-            logger.warning(
-                "queue %r cannot rank its jobs: it was created without x-max-priority, as by "
-                "0.1.0. Jobs of every priority run in the order of their submission. To change "
-                "that, delete the queue while it is empty, and reconnect",
-                queue,
+    def _warn(self, queue: str, what: str) -> None:
+        if (queue, what) not in self._warned:
+            self._warned.add((queue, what))
+            logger.warning("queue %r %s", queue, what)
+
+    def _make_or_find(self, queue: str, wanted: Arguments, *, durable: bool = True) -> Arguments:
+        """Make a queue, or take the one that is there.
+
+        Returns:
+            its arguments and flags, as far as the broker lets them be known.
+
+        Raises:
+            TopologyError: it is there, and can carry no jobs; or it cannot be made.
+        """
+        found = self._find(queue, wanted, durable=durable)
+        if reason := unfit(found):
+            raise TopologyError(
+                f"queue {queue!r} cannot carry jobs: {reason}. Delete it, and it is made anew as a "
+                "classic queue; or create a quorum queue of that name"
             )
+        return found
+
+    def _find(self, queue: str, wanted: Arguments, *, durable: bool = True) -> Arguments:
+        """What :meth:`_make_or_find` does, whatever a queue that is there is like."""
+        found: Arguments = {**wanted, "durable": durable}
+
+        def make(lane: Lane) -> None:
+            flags = {name: found[name] for name in _FLAGS if name in found}
+            arguments = {name: value for name, value in found.items() if name not in _FLAGS}
+            lane.call("queue_declare", queue, **flags, arguments=arguments)
+
+        def look(lane: Lane) -> None:
+            lane.call("queue_declare", queue, passive=True)
+
+        for _ in range(_MOST_TRIES):
+            refusal = self._make_or_take(make, look)
+            if not refusal:
+                break
+            try:
+                self._try(look)  # what comes nearer and nearer to it must not make another one
+            except ChannelClosedByBroker as error:
+                if error.reply_code != NOT_FOUND:
+                    raise
+                raise TopologyError(f"queue {queue!r} cannot be made: {refusal}") from error
+            nearer = corrected(found, refusal)
+            if nearer is None:
+                found.pop("x-max-priority", None)  # nobody knows
+                break
+            found = nearer
+        return found
 
     def _make_or_take(
         self, make: Callable[[Lane], Any], look: Callable[[Lane], Any] | None = None

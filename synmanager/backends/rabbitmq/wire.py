@@ -15,7 +15,6 @@ import ssl
 import struct
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any
@@ -27,8 +26,9 @@ import pika.frame
 import pika.spec
 
 from synmanager.backends.rabbitmq.channel import GreedyChannel
-from synmanager.backends.rabbitmq.frames import read
 from synmanager.backends.rabbitmq.properties import parse
+from synmanager.interrupts import is_from_handler
+from synmanager.sockets import above_stdio, identity
 
 __all__ = ["Wire"]
 
@@ -37,6 +37,16 @@ _CHUNK = 32_768
 
 #: What a non-blocking socket says when it cannot go on now.
 _LATER = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+_KINDS = {
+    pika.spec.FRAME_METHOD,
+    pika.spec.FRAME_HEADER,
+    pika.spec.FRAME_BODY,
+    pika.spec.FRAME_HEARTBEAT,
+}
+
+#: Type, channel and size of a frame; its end.
+_HEAD, _END = struct.Struct(">BHL"), 1
 
 
 class _Timer:
@@ -55,6 +65,9 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
     Its caller sees to it that only one thread at a time is in here; ``poll`` alone may run beside
     another method, and ``wake`` at any time.
 
+    What arrives and is not AMQP, or is nobody's to expect, ends it: whatever comes after that
+    could be taken for the answer to something else.
+
     Args:
         parameters: pika's.
         sock: connected; with TLS already on it, if that is wanted. It is owned from now on.
@@ -63,6 +76,7 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
     Attributes:
         ended: why the connection is over; None while it is not.
         blocked: why the broker does not read what we publish at present; None if it does.
+        is_silent: whether nothing has ever arrived.
     """
 
     def __init__(
@@ -70,21 +84,23 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
     ) -> None:
         self.ended: BaseException | None = None
         self.blocked: str | None = None
+        self.is_silent = True
         self._sock = sock
-        self._sock_fd = sock.fileno()
         self._unsent: list[bytes | memoryview] = []
         self._can_linger = False
         self._timers: list[tuple[float, int, _Timer]] = []
         self._sequence = count()
-        self._waker, self._wake = socket.socketpair()
+        self._waker, self._wake = map(above_stdio, socket.socketpair())
+        self._identities = {each: identity(each) for each in (sock, self._waker, self._wake)}
+        self._disposed = False
         self._waker.setblocking(False)
         self._wake.setblocking(False)
         sock.setblocking(False)
+        self._sock_fd = sock.fileno()
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
         self._poller.register(self._waker, select.POLLIN)
         self._watches_writability = False
-        self._disposed = False
         super().__init__(
             parameters,
             on_open_error_callback=self._note_end,
@@ -119,15 +135,20 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         for fd, event in self._poller.poll(math.ceil(max(seconds, 0.0) * 1000)):
             if fd == self._sock_fd:
                 arrived = event != select.POLLOUT
+            elif self._is_ours(self._waker):
+                self._waker.recv(4096)
             else:
-                with suppress(BlockingIOError):
-                    self._waker.recv(4096)
+                arrived = True  # and then it is noticed that all of it is closed
         return arrived
 
     def wake(self) -> None:
         """End a :meth:`poll` of another thread."""
-        with suppress(OSError):  # full, which wakes as well, or disposed of
-            self._wake.send(b"!")
+        try:
+            if self._is_ours(self._wake):
+                self._wake.send(b"!")
+        except OSError as error:  # full, which wakes as well, or disposed of
+            if is_from_handler(error):
+                raise
 
     def process(self, *, arrived: bool) -> None:
         """Handle what has arrived, if anything, and what is due; send what there is to send."""
@@ -137,7 +158,7 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         while self._timers and self._timers[0][0] <= now:
             timer = heappop(self._timers)[2]
             if timer.callback is not None:
-                timer.callback()
+                self._guard(timer.callback)
         self.flush()
 
     def flush(self, *, linger: bool = False) -> None:
@@ -149,17 +170,21 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         """
         linger = linger and self._can_linger and not isinstance(self._sock, ssl.SSLSocket)
         flags = socket.MSG_MORE if linger else 0
+        if self._unsent and self.ended is None and not self._is_ours(self._sock):
+            self._lose(_closed_by_somebody())
         while self._unsent and self.ended is None:
             # One piece that is left of a large one is not copied again for each part of it.
             whole = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
             data = memoryview(whole)
             try:
                 sent = self._sock.send(data, flags)
-            except _LATER:
-                sent = 0
             except OSError as error:
-                self._lose(error)
-                return
+                if is_from_handler(error):
+                    raise
+                if not isinstance(error, _LATER):
+                    self._lose(error)
+                    return
+                sent = 0
             self._unsent = [data[sent:]] if sent < len(data) else []
             if not sent:
                 break
@@ -169,7 +194,7 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
             self._poller.modify(self._sock, select.POLLIN | extra)
 
     def emit(self, data: bytes, *, can_linger: bool = False) -> None:
-        """Put whole frames on the way, past pika's own encoding.
+        """Put whole frames on the way, past pika, which would wait for one answer before the next.
 
         Args:
             can_linger: it has no answer that anybody would wait for.
@@ -181,13 +206,25 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         """End the connection without a word to the broker."""
         self._end(pika.exceptions.AMQPConnectionError(reason))
 
+    def sever(self) -> None:
+        """Cut the connection, without a lock and without a word; its user finds out."""
+        if self._is_ours(self._sock):
+            _shut_down(self._sock)
+        self.wake()
+
     def dispose(self) -> None:
         """Free the sockets of a connection that has ended; nobody may be in :meth:`poll`."""
         if not self._disposed:
             self._disposed = True
-            self._sock.close()
-            self._waker.close()
-            self._wake.close()
+            for sock in self._identities:
+                if self._is_ours(sock):
+                    sock.close()
+                else:
+                    sock.detach()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_disposed"):
+            self.dispose()
 
     # What pika asks of an adapter.
 
@@ -218,49 +255,73 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
 
     def _receive(self) -> None:
         while self.ended is None:
+            if not self._is_ours(self._sock):
+                self._lose(_closed_by_somebody())
+                return
             try:
                 data = self._sock.recv(_CHUNK)
-            except _LATER:
-                return
             except OSError as error:
-                self._lose(error)
+                if is_from_handler(error):
+                    raise
+                if not isinstance(error, _LATER):
+                    self._lose(error)
                 return
             if not data:
                 self._lose(ConnectionResetError("the broker closed the connection"))
                 return
             self._heard = time.monotonic()
-            try:
-                self._on_data_available(data)
-            except pika.exceptions.AMQPError as error:  # nonsense, such as another protocol
-                self._end(error)
-            except Exception as error:
-                self._end(pika.exceptions.AMQPConnectionError(f"pika failed: {error!r}"))
+            self.is_silent = False
+            self._guard(self._on_data_available, data)
             if len(data) < _CHUNK and not isinstance(self._sock, ssl.SSLSocket):
                 return  # one more call would say the same
 
-    def _on_data_available(self, data_in: bytes) -> None:
-        end = 0
-        if not self._frame_buffer:  # pika is not in the middle of a frame
-            while (found := read(data_in, end)) and found[1] in self._channels:
-                value, channel, end = found
-                self._channels[channel].take(value)
-            self.bytes_received += end
-        if end < len(data_in):
-            super()._on_data_available(data_in[end:])
+    def _guard(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Let pika do something; end the connection if it cannot."""
+        try:
+            work(*arguments)
+        except Exception as error:
+            if is_from_handler(error):
+                raise
+            if not isinstance(error, pika.exceptions.AMQPError):
+                error = pika.exceptions.AMQPConnectionError(f"pika failed: {error!r}")
+            self._end(error)
 
     def _read_frame(self) -> Any:
-        """Read a frame; also one whose properties pika cannot read, as anybody may send them."""
+        """Read a frame; also one whose properties pika cannot read, as anybody may send them.
+
+        Raises:
+            pika.exceptions.InvalidFrameError: it is none of AMQP's; pika would wait for the rest
+                of it.
+        """
+        self._require_frame(self._frame_buffer)
         try:
             return super()._read_frame()
         except pika.exceptions.AMQPError:
             raise
-        except Exception:
-            kind, channel, size = struct.unpack_from(">BHL", self._frame_buffer)
-            if kind != pika.spec.FRAME_HEADER:
+        except Exception as error:
+            kind, channel, size = _HEAD.unpack_from(self._frame_buffer)
+            if kind != pika.spec.FRAME_HEADER or is_from_handler(error):
                 raise
-            (body_size,) = struct.unpack_from(">xxxxQ", self._frame_buffer, 7)
-            properties = parse(self._frame_buffer[7 + 12 : 7 + size])
-            return 7 + size + 1, pika.frame.Header(channel, body_size, properties)
+            (body_size,) = struct.unpack_from(">xxxxQ", self._frame_buffer, _HEAD.size)
+            properties = parse(self._frame_buffer[_HEAD.size + 12 : _HEAD.size + size])
+            return _HEAD.size + size + _END, pika.frame.Header(channel, body_size, properties)
+
+    def _require_frame(self, data: bytes) -> None:
+        if data[0] in _KINDS:
+            if len(data) < _HEAD.size:
+                return
+            size = _HEAD.unpack_from(data)[2]
+            if size + _HEAD.size + _END <= max(self.params.frame_max, pika.spec.FRAME_MIN_SIZE):
+                return
+        raise pika.exceptions.InvalidFrameError(bytes(data[:100]))
+
+    def _deliver_frame_to_channel(self, value: Any) -> None:
+        if value.channel_number not in self._channels:
+            raise pika.exceptions.UnexpectedFrameError(value)  # pika would only log it
+        super()._deliver_frame_to_channel(value)
+
+    def _is_ours(self, sock: socket.socket) -> bool:
+        return identity(sock) == self._identities[sock]
 
     def _look_for_silence(self) -> None:
         silent = time.monotonic() - self._heard
@@ -276,8 +337,8 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         if self.ended is None:
             # Wakes whoever polls it. It is closed later: the number of a closed socket is given
             # to the next one, and the poller would watch that.
-            with suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
+            if self._is_ours(self._sock):
+                _shut_down(self._sock)
             # pika guesses what an end during the login means, and takes a cut for a refusal.
             self.ended = error or self._error
             self._on_stream_terminated(error)
@@ -291,3 +352,15 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
 
     def _note_unblocked(self, _: object, frame: Any) -> None:
         self.blocked = None
+
+
+def _shut_down(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError as error:  # it has ended by itself
+        if is_from_handler(error):
+            raise
+
+
+def _closed_by_somebody() -> OSError:
+    return OSError("this process has closed the socket's number")

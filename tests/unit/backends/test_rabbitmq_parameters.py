@@ -19,7 +19,6 @@ from synmanager.errors import (
     AccessRefused,
     BrokerUnavailable,
     ConfigurationError,
-    InvalidJob,
     LeaseLost,
     SynmanagerError,
     TopologyError,
@@ -31,7 +30,7 @@ TLS = Address("amqps", host="mq.example")
 
 def test_what_an_address_says() -> None:
     address = replace(PLAIN, port=5673, username="alice", password="s3cret", path="grid")
-    parameters = connection_parameters(replace(address, heartbeat=7.4))
+    (parameters,) = connection_parameters(replace(address, heartbeat=7.4))
     assert (parameters.host, parameters.port, parameters.virtual_host) == (
         "mq.example",
         5673,
@@ -43,14 +42,14 @@ def test_what_an_address_says() -> None:
 
 
 def test_what_an_address_leaves_open() -> None:
-    parameters = connection_parameters(replace(PLAIN, heartbeat=0.2))
+    (parameters,) = connection_parameters(replace(PLAIN, heartbeat=0.2))
     assert (parameters.port, parameters.virtual_host, parameters.heartbeat) == (5672, "/", 1)
     assert parameters.credentials.username == "guest"
-    assert connection_parameters(TLS).port == 5671
+    assert connection_parameters(TLS)[0].port == 5671
 
 
 def test_tls_checks_the_chain_and_the_host_name() -> None:
-    options = connection_parameters(TLS).ssl_options
+    options = connection_parameters(TLS)[0].ssl_options
     assert options.context.verify_mode is ssl.CERT_REQUIRED
     assert options.context.check_hostname
     assert options.server_hostname == "mq.example"
@@ -61,6 +60,7 @@ def test_tls_checks_the_chain_and_the_host_name() -> None:
     [
         replace(PLAIN, options={"cafile": "/dev/null"}),
         replace(PLAIN, options={"colour": "red"}),
+        replace(PLAIN, options={"queues": "mirrored"}),
         replace(TLS, options={"colour": "red"}),
         replace(TLS, options={"cafile": "/does/not/exist.pem"}),
         replace(TLS, options={"certfile": "/dev/null"}),
@@ -120,7 +120,10 @@ def test_a_delay_is_a_binary_number_of_tenths_and_never_too_short(
     assert sum(1 << int(name.rpartition("-")[2]) for name in digits) == tenths
 
 
-def test_a_delay_beyond_the_cascade_is_refused() -> None:
-    with pytest.raises(InvalidJob, match="at most"):
-        way(100 * 24 * 3600.0, queue="train")
-    way(76 * 24 * 3600.0, queue="train")
+def test_the_longest_delay_sets_every_digit() -> None:
+    longest = RabbitMQBackend.features.longest_delay
+    digits = [value for value in way(longest, queue="train").values() if isinstance(value, bool)]
+    assert longest > 76 * 24 * 3600.0
+    assert all(digits)
+    with pytest.raises(AssertionError):
+        way(longest + 0.1, queue="train")

@@ -1,0 +1,73 @@
+"""What RabbitMQ's management API is asked, and what is made of its answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from synmanager.backends import Address
+from synmanager.backends.rabbitmq import management
+from synmanager.backends.rabbitmq.management import copies
+
+HERE = Address("amqp", "127.0.0.1", username="ops", password="päss", path="the grid")
+
+
+class Api(HTTPServer):
+    status = 200
+    answer: Any = ()
+    asked: tuple[str, str | None] = ("", None)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Api
+
+    def do_GET(self) -> None:
+        self.server.asked = (self.path, self.headers["Authorization"])
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(json.dumps(self.server.answer).encode())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    with Api(("127.0.0.1", 0), Handler) as server:
+        monkeypatch.setattr(management, "_PORTS", {"amqp": ("http", server.server_port)})
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9/")  # which is not for this
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_on_how_many_nodes_a_queue_lies(api: Api) -> None:
+    api.answer = [
+        {"name": "train", "members": ["a", "b", "c"], "online": ["a", "b"]},
+        {"name": "classic"},
+    ]
+    assert copies(HERE, 10.0) == {"train": (3, 2)}
+    path, user = api.asked
+    assert path == "/api/queues/the%20grid?columns=name,members,online"
+    assert user == "Basic " + b64encode("ops:päss".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"), [(401, {"error": "not_authorized"}), (200, "hello"), (200, [1])]
+)
+def test_nobody_tells(api: Api, status: int, answer: object) -> None:
+    api.status, api.answer = status, answer
+    assert copies(HERE, 10.0) == {}
+
+
+def test_the_next_host_is_asked(api: Api) -> None:
+    api.answer = [{"name": "train", "members": ["a"], "online": ["a"]}]
+    away = Address("amqp", "127.0.0.2", others=(("127.0.0.1", None),))
+    assert copies(away, 10.0) == {"train": (1, 1)}
