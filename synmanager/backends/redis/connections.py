@@ -3,28 +3,43 @@
 redis-py's own client does more for each command than this project can use (it looks at the
 socket before it trusts it, counts for its metrics, and repeats a command that may already have
 run); its connections do exactly enough.
+
+Nothing here takes a lock: a signal handler, or a ``__del__``, may call in between any two steps of
+another call in the same thread, which would then wait for itself. Every step is one operation
+on a deque, a dict or an attribute.
 """
 
 from __future__ import annotations
 
-import socket
-import threading
+import sys
 import time
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
+from weakref import ref
 
 from redis import exceptions as redis_errors
 
-from synmanager.backends.redis.faults import translate
+from synmanager.backends.redis.dialling import hang_up
+from synmanager.backends.redis.faults import Failed, OutOfTurn, callers_own, is_answer
+from synmanager.backends.redis.replicas import Replicas
 from synmanager.backends.redis.scripts import Script
-from synmanager.errors import BrokerUnavailable
+from synmanager.backends.redis.shapes import Fits
+from synmanager.text import shown
 
-__all__ = ["Connections"]
+__all__ = ["CalledOff", "Connections"]
 
 #: Seconds after which a kept connection is looked at before it is used: servers and firewalls
 #: close those that say nothing for minutes.
 _STALE = 10.0
+
+
+#: Seconds between two questions whether a wait is called off.
+_HEARING = 1.0
+
+
+class CalledOff(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class Connections:
@@ -37,98 +52,160 @@ class Connections:
     Attributes:
         closed: for good.
         ready: whether calls may go on; its user's to set, until something is wrong.
+        replicas: what scripts wait for whose work has to last.
     """
 
     def __init__(self, connect: Callable[[], Any], where: str) -> None:
         self._connect = connect
         self._where = where
-        self._lock = threading.Lock()
-        self._idle: list[tuple[Any, float]] = []
-        self._busy: set[Any] = set()
+        self._idle: deque[tuple[Any, float]] = deque()
+        # Each with the generation that it was taken in. What is in here belongs to its call, and
+        # what is not does not. By its id(), and weak: a call that was interrupted while it cleaned
+        # up after an error leaves its connection to the garbage collector.
+        self._busy: dict[int, tuple[ref[Any], int]] = {}
+        self._generation = 0
         self.closed = False
         self.ready = False
+        self.replicas: Replicas | None = None
 
-    def call(self, *command: Any) -> Any:
+    def call(
+        self,
+        *command: Any,
+        fits: Fits,
+        replicas: Replicas | None = None,
+        called_off: Callable[[], bool] | None = None,
+    ) -> Any:
         """Send one command and return the answer.
 
+        Args:
+            replicas: what must have it first.
+            called_off: asked once a second while there is no answer, whether to go on waiting.
+            fits: tells whether an answer may be one to this command. If not, something is between
+                us and the server, or was sent to it that was not ours, and every later answer
+                would be taken for another one's.
+
         Raises:
-            SynmanagerError: closed, or there is no connection; the command was not sent.
-            redis.RedisError, OSError: what redis-py raises. Unless it is the server's answer,
-                this connection is gone and whether the command ran is unknown.
+            Failed: closed, or what redis-py raises. Unless it is an answer that is known, this
+                connection is gone.
+            CalledOff: as ``called_off`` said.
+            BaseException: what a signal handler of the caller's raised meanwhile.
         """
-        connection = self._take()
+        before = sys.exc_info()[1]
+        sent = False
+        connection, used = self._next()
         try:
-            connection.send_packed_command([_pack(command)])
-            reply = connection.read_response()
-        except redis_errors.ResponseError:
-            self._give_back(connection)
-            raise
-        except BaseException:
-            # Also for a KeyboardInterrupt: the answer that is still to come is not the next's.
-            self._discard(connection)
-            raise
-        self._give_back(connection)
-        return reply
+            self._busy[id(connection)] = ref(connection), self._generation
+            self._prepare(connection, used)
+            sent = True
+            if replicas is None:
+                connection.send_packed_command([_pack(command)])
+                if called_off is not None:
+                    _await(connection, called_off)
+                reply = connection.read_response()
+            else:
+                reply = _replicated(connection, command, replicas)
+            if not fits(reply):
+                raise OutOfTurn(f"{shown(repr(reply))}, in answer to {command[0]}")
+            self._put_back(connection)
+            return reply
+        except BaseException as error:
+            if sent and is_answer(error):
+                self._put_back(connection)
+            else:
+                # Also for a KeyboardInterrupt: the answer still to come is not the next call's.
+                self._discard(connection)
+            own = callers_own(error, before)
+            if own is None and isinstance(error, (redis_errors.RedisError, OSError)):
+                raise Failed(error, sent=sent) from error
+            if own is None or own is error:
+                raise
+        raise own
 
     def run(self, script: Script, keys: list[str], args: tuple[Any, ...]) -> Any:
         """Run a script on the server, which may have forgotten it since the last time."""
+        fits, replicas = script.fits, self.replicas if script.lasts else None
+        rest = len(keys), *keys, *args
         try:
-            return self.call("EVALSHA", script.sha, len(keys), *keys, *args)
-        except redis_errors.NoScriptError:
-            return self.call("EVAL", script.source, len(keys), *keys, *args)
+            return self.call("EVALSHA", script.sha, *rest, fits=fits, replicas=replicas)
+        except Failed as failure:
+            if failure.code != "NOSCRIPT":
+                raise
+        return self.call("EVAL", script.source, *rest, fits=fits, replicas=replicas)
 
     def close(self) -> None:
         """Disconnect. Calls under way in other threads end with an error."""
-        with self._lock:
-            self.closed = True
-            busy = list(self._busy)
+        self.closed = True
         self.forget_idle()
-        for connection in busy:
-            # Only its own thread may touch the rest of it. redis-py has no public name for this.
-            with suppress(OSError, AttributeError):
-                connection._sock.shutdown(socket.SHUT_RDWR)
+        for known, _ in list(self._busy.values()):
+            connection = known()
+            if connection is not None:
+                hang_up(connection)
 
     def forget_idle(self) -> None:
-        """Disconnect what is not in use: where one was lost, the others are dead as well."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection, _ in idle:
+        """Keep none of those that there are: where one was lost, the others are dead as well."""
+        self._generation += 1
+        while self._idle:
+            try:
+                connection, _ = self._idle.pop()
+            except IndexError:  # somebody took the last one
+                return
             connection.disconnect()
 
-    def _take(self) -> Any:
-        with self._lock:
-            if self.closed:
-                raise BrokerUnavailable("the connection was closed")
-            connection, used = self._idle.pop() if self._idle else (self._connect(), 0.0)
-            self._busy.add(connection)
-        if used and (time.monotonic() - used < _STALE or _is_alive(connection)):
-            return connection
+    def _next(self) -> tuple[Any, float]:
         try:
-            if used:
-                connection.disconnect()
-            connection.connect()
-        except BaseException as error:
-            self._discard(connection)
-            if isinstance(error, (redis_errors.RedisError, OSError)):
-                raise translate(error, self._where) from error
-            raise
-        if self.closed:  # too early to find the socket
-            self._discard(connection)
-            raise BrokerUnavailable("the connection was closed")
-        return connection
+            return self._idle.pop()
+        except IndexError:
+            return self._connect(), 0.0
 
-    def _give_back(self, connection: Any) -> None:
-        with self._lock:
-            self._busy.discard(connection)
-            if not self.closed:
-                self._idle.append((connection, time.monotonic()))
-                return
-        connection.disconnect()
+    def _prepare(self, connection: Any, used: float) -> None:
+        if self.closed:  # looked at once it is among the busy ones, where close() finds it
+            raise redis_errors.ConnectionError("the connection was closed")
+        if used and (time.monotonic() - used < _STALE or _is_alive(connection)):
+            return
+        if used:
+            connection.disconnect()
+        connection.connect()
+        if self.closed:  # too early to find the socket
+            raise redis_errors.ConnectionError("the connection was closed")
+
+    def _put_back(self, connection: Any) -> None:
+        _, generation = self._busy.pop(id(connection))
+        if self.closed or generation != self._generation:
+            connection.disconnect()
+            return
+        self._idle.append((connection, time.monotonic()))
+        if self.closed:
+            self.forget_idle()
 
     def _discard(self, connection: Any) -> None:
-        with self._lock:
-            self._busy.discard(connection)
-        connection.disconnect()
+        # If it is not ours any more, another call may have it already.
+        if self._busy.pop(id(connection), None) is not None:
+            connection.disconnect()
+
+
+def _await(connection: Any, called_off: Callable[[], bool]) -> None:
+    patience = float(connection.socket_timeout)
+    give_up = time.monotonic() + patience
+    while not connection.can_read(_HEARING):
+        if called_off():
+            raise CalledOff
+        if time.monotonic() >= give_up:
+            raise redis_errors.TimeoutError(f"no answer for {patience:g} s")
+
+
+def _replicated(connection: Any, command: tuple[Any, ...], replicas: Replicas) -> Any:
+    """Send a command, and in the same breath wait until replicas have what it wrote."""
+    connection.send_packed_command([_pack(command) + _pack(replicas.command)])
+    try:
+        reply = connection.read_response()
+    except redis_errors.ResponseError:
+        connection.read_response()  # also where there is nothing to wait for
+        raise
+    found = connection.read_response()
+    if not replicas.fits(found):
+        raise OutOfTurn(f"{shown(repr(found))}, in answer to {replicas.command[0]}")
+    replicas.check(found)
+    return reply
 
 
 def _pack(command: tuple[Any, ...]) -> bytes:
@@ -145,5 +222,7 @@ def _is_alive(connection: Any) -> bool:
     # Nothing is expected: what can be read is the end of the connection, or nonsense.
     try:
         return not connection.can_read(0)
-    except (redis_errors.RedisError, OSError):
+    except (redis_errors.RedisError, OSError) as error:
+        if callers_own(error, None):
+            raise
         return False

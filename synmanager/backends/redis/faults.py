@@ -14,8 +14,18 @@ from synmanager.errors import (
     SynmanagerError,
     TopologyError,
 )
+from synmanager.interrupts import is_from_handler
 
-__all__ = ["code_of", "translate"]
+__all__ = [
+    "TOO_FEW_REPLICAS",
+    "Failed",
+    "OutOfTurn",
+    "callers_own",
+    "code_of",
+    "is_answer",
+    "takes_no_writes",
+    "translate",
+]
 
 # redis-py takes the code off the text of those for which it has a class.
 _CODES: list[tuple[type[Exception], str]] = [
@@ -25,14 +35,26 @@ _CODES: list[tuple[type[Exception], str]] = [
     (redis_errors.AuthenticationError, "NOAUTH"),
     (redis_errors.AuthenticationWrongNumberOfArgsError, "NOAUTH"),
     (redis_errors.AuthorizationError, "NOAUTH"),
+    (redis_errors.NoScriptError, "NOSCRIPT"),
     (redis_errors.BusyLoadingError, "LOADING"),
     (redis_errors.MasterDownError, "MASTERDOWN"),
     (redis_errors.ClusterDownError, "CLUSTERDOWN"),
     (redis_errors.TryAgainError, "TRYAGAIN"),
     (redis_errors.MovedError, "MOVED"),
     (redis_errors.AskError, "MOVED"),
-    (redis_errors.ClusterCrossSlotError, "CROSSSLOT"),
 ]
+
+# Parts of answers that have no code of their own.
+_PHRASES = [
+    ("ACL failure in script", "NOPERM"),
+    ("The user executing the script can't", "NOPERM"),  # Redis 7.0
+    ("exhausted the last possible ID", "EXHAUSTED"),
+]
+
+_REFUSALS = ("NOAUTH", "NOPERM", "WRONGPASS")
+
+#: What Redis answers to SELECT; it has no code of its own.
+_NO_DATABASE = "DB index is out of range"
 
 _NO_WRITES = {
     "OOM": "it is out of memory (maxmemory)",
@@ -40,19 +62,46 @@ _NO_WRITES = {
     "NOREPLICAS": "too few of its replicas are connected",
 }
 
-_WAIT = {
+_NOT_READY = {
     "LOADING": "it is still loading its data",
     "BUSY": "it is busy with a script",
     "MASTERDOWN": "it is a replica without its master",
     "CLUSTERDOWN": "its cluster is down",
     "TRYAGAIN": "its cluster is moving our keys",
+    "READONLY": "it is a read-only replica; the primary is needed",
+    "UNBLOCKED": "it has become a replica; the primary is needed",
+    "MOVED": "it is a node of a cluster, and our keys are on another one; that is needed",
 }
 
-_TOPOLOGY = {
-    "READONLY": "it is a read-only replica; connect to the primary",
-    "MOVED": "it is a node of a cluster, and our keys are on another one; connect to that",
-    "CROSSSLOT": "it is a cluster, and our keys are not on one node",
-}
+#: The code of an answer of ours: the server has it, and fewer replicas than were asked for.
+TOO_FEW_REPLICAS = "UNREPLICATED"
+
+# A key that is not what it should be; its name is found by who knows which may be meant.
+_TOPOLOGY = ("WRONGTYPE", "NOGROUP", "EXHAUSTED")
+
+# With the connection as good as before: nothing but the answer is wrong.
+_ANSWERS = {"NOSCRIPT", *_TOPOLOGY, *_NO_WRITES, *_REFUSALS}
+
+
+class OutOfTurn(redis_errors.InvalidResponse):
+    """An answer that cannot be one to what was asked."""
+
+
+class Failed(Exception):
+    """A command that came to nothing.
+
+    Attributes:
+        error: what redis-py or the socket raised. What a signal handler of the caller's raises
+            never is one of these, and passes through as it is.
+        code: of the server's answer, see :func:`code_of`.
+        sent: whether the command may have been carried out.
+    """
+
+    def __init__(self, error: Exception, *, sent: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.code = code_of(error)
+        self.sent = sent and not (self.code in _ANSWERS or self.code in _NOT_READY)
 
 
 def code_of(error: BaseException) -> str:
@@ -61,12 +110,44 @@ def code_of(error: BaseException) -> str:
         if isinstance(error, kind):
             return code
     if isinstance(error, redis_errors.ResponseError):
-        return str(error).partition(" ")[0]
+        text = str(error)
+        for phrase, code in _PHRASES:
+            if phrase in text:
+                return code
+        return text.partition(" ")[0]
     return ""
 
 
-def translate(error: Exception, where: str, *, publishing: bool = False) -> SynmanagerError:
+def is_answer(error: BaseException) -> bool:
+    """Whether a server refused one command in words that are known, and will answer the next."""
+    return code_of(error) in _ANSWERS and not is_from_handler(error)
+
+
+def takes_no_writes(error: BaseException) -> bool:
+    """Whether a server said that it takes no writes for now."""
+    return code_of(error) in _NO_WRITES
+
+
+def callers_own(error: BaseException, before: BaseException | None) -> BaseException | None:
+    """What a signal handler of the caller's raised in the middle of a call, if that is behind it.
+
+    redis-py takes a handler's ``TimeoutError`` for the socket's, and raises its own.
+
+    Args:
+        before: what was being handled when the call began, and is older than it.
+    """
+    for cause in _causes(error):
+        if cause is before:
+            return None
+        if is_from_handler(cause):
+            return cause
+    return None
+
+
+def translate(error: BaseException, where: str, *, publishing: bool = False) -> SynmanagerError:
     """Return our error for one of redis-py's or of the socket's.
+
+    What is not recognised is ``BrokerUnavailable``, and says what was answered.
 
     Args:
         where: the server, as ``host:port``.
@@ -77,19 +158,26 @@ def translate(error: Exception, where: str, *, publishing: bool = False) -> Synm
     if tls:
         return AccessRefused(f"no trust between us and {where}: {tls}")
     code = code_of(error)
-    if code in ("NOAUTH", "NOPERM", "WRONGPASS"):
+    if code in _REFUSALS:
         return AccessRefused(
             f"Redis at {where} does not let us in: {error}; check user, password and ACL"
+        )
+    if str(error).startswith(_NO_DATABASE):
+        return AccessRefused(
+            f"Redis at {where} has no such database: {error}; check the URL's path"
         )
     if code in _NO_WRITES:
         kind = PublishRefused if publishing else BrokerUnavailable
         return kind(f"Redis at {where} takes no writes: {_NO_WRITES[code]} ({error})")
-    if code in _WAIT:
-        return BrokerUnavailable(f"Redis at {where} is not ready: {_WAIT[code]}")
+    if code in _NOT_READY:
+        return BrokerUnavailable(f"Redis at {where} is not ready: {_NOT_READY[code]} ({error})")
+    if code == TOO_FEW_REPLICAS:
+        found = str(error).partition(" ")[2]
+        return BrokerUnavailable(f"what is written to Redis at {where} reaches only {found}")
     if code in _TOPOLOGY:
-        return TopologyError(f"Redis at {where} cannot hold our queues: {_TOPOLOGY[code]}")
-    if isinstance(error, redis_errors.ResponseError):
         return TopologyError(f"Redis at {where} answered: {error}")
+    if isinstance(error, (redis_errors.ResponseError, redis_errors.InvalidResponse)):
+        return BrokerUnavailable(f"what is at {where} gave an answer that is not known: {error}")
     return BrokerUnavailable(
         f"no connection to Redis at {where}: {error}; is it running, and can it be reached?"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from urllib.parse import quote
 
-__all__ = ["Keys"]
+__all__ = ["Keys", "kinds_of_queue"]
 
 
 class Keys:
@@ -24,6 +24,7 @@ class Keys:
         #: What the base of each queue begins with.
         self.queue_base = f"{root}:queue:"
         self._routes = f"{root}:route:"
+        self._logs = f"{root}:journal:"
 
     def base(self, queue: str) -> str:
         return self.queue_base + queue
@@ -34,7 +35,18 @@ class Keys:
         name = self._routes + _quoted(exchange)
         return name if routing_key is None else f"{name}:{routing_key}"
 
+    def log(self, name: str) -> str:
+        """A stream: a log of the journal."""
+        return self._logs + name
+
 
 @lru_cache(64)
 def _quoted(name: str) -> str:
     return quote(name, safe="")
+
+
+def kinds_of_queue(base: str) -> dict[str, str]:
+    """The type of each key that stands behind a queue's base."""
+    streams = ("high", "normal", "low", "delayed", "dead", "bell")
+    kinds = dict.fromkeys((f"{base}:{name}" for name in streams), "stream")
+    return kinds | {f"{base}:due": "zset", f"{base}:leases": "zset", f"{base}:ids": "hash"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,8 +20,9 @@ from synmanager.backends.base import Counts, Delivery, ExchangeSpec, QueueSpec
 from synmanager.backends.redis import RedisBackend, checks
 from synmanager.backends.redis import backend as module
 from synmanager.backends.redis.connections import Connections
+from synmanager.backends.redis.faults import Failed
 from synmanager.backends.redis.scripts import Script
-from synmanager.backends.redis.trust import ClockTrust
+from synmanager.backends.redis.shapes import Fits
 from synmanager.errors import (
     BrokerUnavailable,
     LeaseLost,
@@ -28,8 +30,11 @@ from synmanager.errors import (
     PublishRefused,
     SynmanagerError,
     TopologyError,
+    Unroutable,
 )
 from synmanager.message import Message
+from synmanager.testing.steps import in_thread
+from synmanager.trust import ClockTrust, _Seen
 
 SPEC = QueueSpec("train", ExchangeSpec("exchange", "topic"), "key")
 BASE = "{synmanager}:queue:train"
@@ -260,9 +265,9 @@ class TestFinishAndLook:
         calls: list[str] = []
         call = Connections.call
 
-        def note_and_call(self: Connections, *command: Any) -> Any:
+        def note_and_call(self: Connections, *command: Any, **more: Any) -> Any:
             calls.append(command[0])
-            return call(self, *command)
+            return call(self, *command, **more)
 
         monkeypatch.setattr(Connections, "call", note_and_call)
         for _ in range(2):
@@ -288,7 +293,7 @@ class TestFinishAndLook:
         client = broker.client()
         done = self.finished(client)
         broker.foreigner.set("{synmanager}:queue:other:due", "a string")
-        with pytest.raises(TopologyError, match=r"queue 'other': .*WRONGTYPE"):
+        with pytest.raises(TopologyError, match=r"queue 'other': .*:due' is of type string"):
             client.receive(["other"], 0, done)
         assert done.settled
         assert client.count(SPEC.name) == Counts(1, 0, 0, 0)
@@ -301,12 +306,276 @@ class TestFinishAndLook:
         leases = broker.foreigner.dump(f"{BASE}:leases")
         assert leases is not None
         broker.foreigner.set(f"{BASE}:leases", "a string")
-        with pytest.raises(TopologyError, match=r"queue 'train': .*WRONGTYPE"):
+        with pytest.raises(TopologyError, match=r"queue 'train': .*:leases' is of type string"):
             client.receive([other.name], 0, done)
         assert not done.settled
         broker.foreigner.restore(f"{BASE}:leases", 0, leases, replace=True)
         assert client.receive([other.name], 0, done) is None
         assert done.settled
+
+
+def held(client: RedisBackend) -> Delivery:
+    publish(client, messages(1))
+    delivery = client.receive([SPEC.name], 0)
+    assert delivery is not None
+    return delivery
+
+
+USES: dict[str, Callable[[RedisBackend, Delivery], object]] = {
+    "declare": lambda client, delivery: client.declare(SPEC),
+    "publish": lambda client, delivery: publish(client, messages(2)),
+    "receive": lambda client, delivery: client.receive([SPEC.name], 0),
+    "wait": lambda client, delivery: client.receive([SPEC.name], 0.5),
+    "finish and receive": lambda client, delivery: client.receive([SPEC.name], 0, delivery),
+    "ack": lambda client, delivery: client.ack(delivery),
+    "nack": lambda client, delivery: client.nack(delivery),
+    "nack later": lambda client, delivery: client.nack(delivery, delay=60),
+    "bury": lambda client, delivery: client.bury(delivery, "why"),
+    "renew": lambda client, delivery: client.renew(delivery),
+    "count": lambda client, delivery: client.count(SPEC.name),
+    "purge": lambda client, delivery: client.purge(SPEC.name),
+    "delete": lambda client, delivery: client.delete(SPEC.name, "nobody"),
+    "dead_letters": lambda client, delivery: client.dead_letters(SPEC.name, 1),
+    "redrive": lambda client, delivery: client.redrive(SPEC.name, 1),
+    "purge_dead_letters": lambda client, delivery: client.purge_dead_letters(SPEC.name),
+}
+
+
+def error(text: str) -> Exception:
+    parser: Any = redis._parsers.BaseParser
+    made: Exception = parser.parse_error(text)
+    return made
+
+
+#: Answers that are none to what was asked, and a word that is said of each.
+UNKNOWN: dict[str, tuple[Any, str]] = {
+    "an error of a proxy's": (error("ERR backend on fire"), "on fire"),
+    "an error without a code": (error(""), "not known"),
+    "an error of a later version's": (error("HALT for the day"), "HALT"),
+    "no longer the primary": (error("READONLY You can't write"), "primary"),
+    "a slot that moved": (error("MOVED 1 10.0.0.1:6379"), "MOVED|another one"),
+    "the end of a wait": (error("UNBLOCKED force unblock"), "UNBLOCKED|primary"),
+    "no protocol": (redis.exceptions.InvalidResponse("Protocol Error: b'HTTP/1.1 503'"), "503"),
+    "the answer before": (b"PONG", "PONG"),
+    "nested": ([[[b"1"]], 2.5], "2.5"),
+}
+
+
+class TestAnswers:
+    """What is not recognised on a connection that was open ends it, and nothing else."""
+
+    @pytest.mark.parametrize("answer", UNKNOWN)
+    @pytest.mark.parametrize("use", USES)
+    def test_one_that_is_not_known_is_unavailable(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch, use: str, answer: str
+    ) -> None:
+        client = broker.client()
+        delivery = held(client)
+        given, word = UNKNOWN[answer]
+        sound = [use] if use == "wait" else []  # the answer to its look; the bell's is not
+
+        def read(connection: Any, **_: Any) -> Any:
+            reply = FakeConnection.read_response(connection)
+            if sound:
+                sound.clear()
+                return reply
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+        with monkeypatch.context() as strange:
+            strange.setattr(broker.connection, "read_response", read)
+            with pytest.raises(BrokerUnavailable, match=word):
+                USES[use](client, delivery)
+        assert not client.is_open
+        connections = client._connections
+        assert connections is not None
+        assert not connections._idle
+        assert not connections._busy
+        client.open()
+        USES[use](client, delivery)
+        if not delivery.settled:
+            client.ack(delivery)
+
+    @pytest.mark.parametrize("answer", ["OOM", "MISCONF", "NOREPLICAS"])
+    @pytest.mark.parametrize("use", [use for use in USES if use != "publish"])
+    def test_a_server_that_takes_no_writes_for_now_is_waited_for(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch, use: str, answer: str
+    ) -> None:
+        """On the same connection, and the delivery stays ours."""
+        client = broker.client()
+        delivery = held(client)
+
+        def read(connection: Any, **_: Any) -> Any:
+            raise error(f"{answer} no writes")
+
+        def send(connection: Any, *_: Any) -> None:
+            pass
+
+        with monkeypatch.context() as full:
+            full.setattr(broker.connection, "read_response", read)
+            full.setattr(broker.connection, "send_packed_command", send)
+            for _ in range(2):
+                with pytest.raises(BrokerUnavailable, match="takes no writes"):
+                    USES[use](client, delivery)
+        assert client.is_open
+        assert client.count(SPEC.name).leased == 1
+        client.ack(delivery)
+        assert client.count(SPEC.name) == Counts(0, 0, 0, 0)
+
+    def test_a_batch_that_is_refused_half_way_says_what_was_not_accepted(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "_CHUNK_MESSAGES", 3)
+        client = broker.client()
+        batch = messages(8)
+        send = broker.connection.send_packed_command  # type: ignore[attr-defined]
+        refused = []
+
+        def send_or_refuse(connection: Any, command: Any, *rest: Any) -> None:
+            send(connection, command, *rest)
+            if b"id-3" in b"".join(command):
+                refused.append(connection)
+
+        def read(connection: Any, **options: Any) -> Any:
+            if refused:
+                raise error("OOM no room")
+            return FakeConnection.read_response(connection, **options)
+
+        monkeypatch.setattr(broker.connection, "send_packed_command", send_or_refuse)
+        monkeypatch.setattr(broker.connection, "read_response", read)
+        with pytest.raises(PublishRefused) as caught:
+            publish(client, batch)
+        assert list(caught.value.unconfirmed) == batch[3:]
+        assert client.is_open
+
+    def test_a_batch_whose_queue_is_gone_half_way_says_what_was_not_accepted(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "_CHUNK_MESSAGES", 3)
+        client = broker.client()
+        batch = messages(8)
+        run = Connections.run
+
+        def run_and_unbind(self: Connections, *args: Any) -> Any:
+            reply = run(self, *args)
+            broker.foreigner.delete("{synmanager}:route:exchange:key")
+            return reply
+
+        monkeypatch.setattr(Connections, "run", run_and_unbind)
+        with pytest.raises(Unroutable) as caught:
+            publish(client, batch)
+        assert list(caught.value.unconfirmed) == batch[3:]
+
+
+class TestLosses:
+    def test_it_says_that_the_job_may_be_done(self, broker: Broker) -> None:
+        client, other = broker.client(), broker.client()
+        delivery = held(client)
+        broker.foreigner.delete(f"{BASE}:leases")
+        other.declare(SPEC)
+        again = other.receive([SPEC.name], 0)
+        assert again is not None
+        with pytest.raises(LeaseLost, match="another worker may hold it"):
+            client.renew(delivery)
+        other.ack(again)
+        with pytest.raises(LeaseLost, match=r"settled since, .* answer was lost"):
+            client.ack(delivery)
+
+    def test_a_settlement_that_was_interrupted_is_in_doubt(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = broker.client()
+        delivery = held(client)
+
+        def interrupted(connection: Any, **options: Any) -> Any:
+            FakeConnection.read_response(connection, **options)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as context:
+            context.setattr(broker.connection, "read_response", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                client.ack(delivery)
+        client.ack(delivery)
+        assert delivery.settled
+
+    def test_a_delivery_whose_taker_was_interrupted_is_given_back_by_the_next_call(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = broker.client()
+        publish(client, messages(1))
+
+        def interrupted(connection: Any, **options: Any) -> Any:
+            FakeConnection.read_response(connection, **options)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as context:
+            context.setattr(broker.connection, "read_response", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                client.receive([SPEC.name], 0)
+        delivery = client.receive([SPEC.name], 0)
+        assert delivery is not None
+        assert delivery.attempt == 1
+
+
+class TestIdentity:
+    def test_what_is_another_s_is_not_deleted_forgotten_or_taken_for_it(
+        self, broker: Broker
+    ) -> None:
+        """Strangers use an id that is queued; and the index points to another message."""
+        client = broker.client()
+        publish(client, [Message(b"ours", id="nightly")])
+        for text in ("first", "second"):
+            broker.foreigner.xadd(f"{BASE}:high", {"body": text, "id": "nightly"})
+        for body in (b"first", b"second"):
+            delivery = client.receive([SPEC.name], 0)
+            assert delivery is not None
+            assert (delivery.message.body, delivery.message.id) == (body, "nightly")
+            client.ack(delivery)
+        assert client.publish("exchange", "key", [Message(b"again", id="nightly")]) == 1
+        place: Any = broker.foreigner.hget(f"{BASE}:ids", "nightly")
+        broker.foreigner.hset(f"{BASE}:ids", "weekly", place)
+        assert client.publish("exchange", "key", [Message(b"weekly", id="weekly")]) == 0
+        broker.foreigner.hset(f"{BASE}:ids", "yearly", place)
+        assert not client.delete(SPEC.name, "yearly")
+        assert client.delete(SPEC.name, "nightly")
+        assert client.count(SPEC.name).ready == 1
+
+
+class TestOpening:
+    def test_those_who_wait_for_one_that_fails_do_not_try_each_in_turn(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = broker.client()
+        assert client._connections is not None
+        client._connections.ready = False
+        client._connections.forget_idle()
+        frozen, nap = threading.Event(), time.sleep
+        tries: list[Any] = []
+
+        def freeze(connection: Any) -> Any:
+            tries.append(connection)
+            frozen.wait(10)
+            raise redis.TimeoutError("Timeout connecting to server")
+
+        waiting: set[int] = set()
+
+        def wait(seconds: float) -> None:
+            waiting.add(threading.get_ident())
+            nap(seconds)
+
+        monkeypatch.setattr(time, "sleep", wait)
+        monkeypatch.setattr(broker.connection, "_connect", freeze)
+        opening = [in_thread(client.open) for _ in range(16)]
+        while len(waiting) < 15:
+            nap(0.001)
+        frozen.set()
+        for future in opening:
+            assert isinstance(future.exception(5), BrokerUnavailable)
+        assert len(tries) == 1
+        monkeypatch.undo()
+        client.open()
+        assert client.is_open
 
 
 class TestClose:
@@ -365,9 +634,9 @@ class TestClock:
         assert delivery is not None
         broker.foreigner.zadd(f"{BASE}:leases", {delivery.receipt.lease: 1})
         assert waiting.count(SPEC.name).leased == 1
-        assert waiting.receive([SPEC.name], 0.05) is None
+        received = in_thread(waiting.receive, [SPEC.name], 0)
         holder.renew(delivery)
-        assert waiting.receive([SPEC.name], 0.1) is None
+        assert received.result(5) is None
 
     def test_a_clock_that_jumped_takes_no_lease(self, broker: Broker) -> None:
         holder, waiting = broker.client(), broker.client()
@@ -376,8 +645,8 @@ class TestClock:
         assert delivery is not None
         broker.foreigner.zadd(f"{BASE}:leases", {delivery.receipt.lease: 1})
         waiting._trust = ClockTrust(60, lambda: time.monotonic() + 3600)
-        waiting._trust._since, waiting._trust._last = 0.0, time.monotonic() + 3600
-        assert waiting.receive([SPEC.name], 0) is None, "the clock is not what it should be"
+        waiting._trust._seen = _Seen(0.0, time.monotonic() + 3600, 0.0, 0.0)
+        assert waiting.count(SPEC.name).leased == 1, "the clock is not what it should be"
         holder.ack(delivery)
 
     def test_the_lease_of_a_dead_worker_ends_soon_even_for_a_newcomer(self, broker: Broker) -> None:
@@ -448,11 +717,11 @@ class TestServer:
         ("setting", "doubt"), [(b"always", ""), (b"everysec", "appendfsync everysec")]
     )
     def test_how_it_writes_is_asked_for(self, setting: bytes, doubt: str) -> None:
-        assert checks._doubt(lambda *command: [b"appendfsync", setting], {}) == doubt
+        assert checks._doubt(lambda *command, fits: [b"appendfsync", setting], {}) == doubt
 
     def test_one_that_does_not_tell_is_given_the_benefit_of_the_doubt(self) -> None:
-        def refuses(*command: str) -> Any:
-            raise redis.exceptions.NoPermissionError("no permissions")
+        def refuses(*command: str, fits: Fits) -> Any:
+            raise Failed(redis.exceptions.NoPermissionError("no permissions"), sent=True)
 
         assert checks._doubt(refuses, {"aof_enabled": "1"}) == ""
 

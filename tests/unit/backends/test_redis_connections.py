@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ import redis
 
 from synmanager.backends.redis import connections as module
 from synmanager.backends.redis.connections import Connections, _pack
+from synmanager.backends.redis.faults import Failed
 from synmanager.backends.redis.scripts import ACK
-from synmanager.errors import BrokerUnavailable, SynmanagerError
 
 
 class Line:
@@ -52,7 +53,9 @@ class Lines:
         self.answers = list(answers)
         self.refuses = refuses
         self.connections = Connections(self.make, "host:1")
-        self.call = self.connections.call
+
+    def call(self, *command: Any) -> Any:
+        return self.connections.call(*command, fits=lambda reply: type(reply) is int)
 
     def make(self) -> Line:
         self.made.append(Line(self.answers, self.refuses))
@@ -77,17 +80,31 @@ def test_a_connection_is_kept_for_the_next_call() -> None:
 
 def test_a_connection_outlives_an_answer_that_is_an_error() -> None:
     lines = Lines(redis.ResponseError("WRONGTYPE"), 2)
-    with pytest.raises(redis.ResponseError):
+    with pytest.raises(Failed) as caught:
         lines.call("A")
+    assert (caught.value.code, caught.value.sent) == ("WRONGTYPE", False)
     assert lines.call("B") == 2
     assert len(lines.made) == 1
 
 
-@pytest.mark.parametrize("error", [redis.TimeoutError(), OSError(), KeyboardInterrupt()])
-def test_a_connection_with_an_answer_outstanding_is_not_used_again(error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.TimeoutError(),
+        OSError(),
+        KeyboardInterrupt(),
+        redis.ResponseError("unknown command"),
+        redis.ResponseError("of a proxy that is on fire"),
+        b"PONG",
+        [1],
+        None,
+    ],
+)
+def test_a_connection_with_an_answer_outstanding_is_not_used_again(error: Any) -> None:
     lines = Lines(error, 2)
-    with pytest.raises(type(error)):
+    with pytest.raises((Failed, KeyboardInterrupt)) as caught:
         lines.call("A")
+    assert not isinstance(caught.value, Failed) or caught.value.sent
     assert not lines.made[0].connected
     assert lines.call("B") == 2
     assert len(lines.made) == 2
@@ -96,13 +113,14 @@ def test_a_connection_with_an_answer_outstanding_is_not_used_again(error: BaseEx
 @pytest.mark.parametrize("error", [redis.ConnectionError("refused"), OSError("no host")])
 def test_what_was_not_sent_is_told_from_what_was(error: Exception) -> None:
     lines = Lines(refuses=error)
-    with pytest.raises(BrokerUnavailable, match="host:1"):
+    with pytest.raises(Failed) as caught:
         lines.call("A")
+    assert not caught.value.sent
     assert not lines.made[0].sent
     lines = Lines(redis.ConnectionError("reset"))
-    with pytest.raises(redis.ConnectionError) as caught:
+    with pytest.raises(Failed) as caught:
         lines.call("A")
-    assert not isinstance(caught.value, SynmanagerError)
+    assert caught.value.sent
 
 
 @pytest.mark.parametrize("dead", [True, False])
@@ -117,13 +135,98 @@ def test_a_connection_that_was_idle_for_long_is_looked_at(
     assert lines.made[0].connects == (2 if dead else 1)
 
 
+class Alarm(Exception):
+    pass
+
+
+@pytest.mark.parametrize("raised", [TimeoutError("mine"), redis.TimeoutError("mine"), Alarm()])
+@pytest.mark.parametrize("step", ["connect", "send_packed_command", "read_response"])
+def test_what_a_signal_handler_raises_passes_through(
+    step: str, raised: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although redis-py makes its own of it; and the connection is not used again."""
+
+    def ring(number: int, frame: Any) -> None:
+        raise raised
+
+    def interrupted(self: Line, *args: Any) -> Any:
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except TimeoutError:
+            raise redis.TimeoutError("Timeout reading from socket")  # noqa: B904 - as redis-py
+
+    monkeypatch.setattr(Line, step, interrupted)
+    before = signal.signal(signal.SIGUSR1, ring)
+    lines = Lines(1)
+    try:
+        with pytest.raises(type(raised)) as caught:
+            lines.call("A")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert caught.value is raised
+    assert not lines.made[0].connected
+    assert not lines.connections._busy
+    assert not lines.connections._idle
+
+
+def test_what_a_handler_raised_before_is_not_taken_for_a_later_failure() -> None:
+    def ring(number: int, frame: Any) -> None:
+        raise TimeoutError("mine")
+
+    before = signal.signal(signal.SIGUSR1, ring)
+    lines = Lines(redis.ConnectionError("reset"))
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    except TimeoutError:
+        with pytest.raises(Failed, match="reset"):
+            lines.call("A")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("step", ["connect", "send_packed_command", "read_response", "__init__"])
+def test_a_call_within_a_call_has_a_connection_of_its_own(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a signal handler, or of a ``__del__``, in the middle of anything."""
+    answers = []
+    original = getattr(Line, step)
+
+    def within(self: Line, *args: Any) -> Any:
+        monkeypatch.setattr(Line, step, original)
+        answers.append(lines.call("INNER"))
+        return original(self, *args)
+
+    monkeypatch.setattr(Line, step, within)
+    lines = Lines(1, 2)
+    answers.append(lines.call("OUTER"))
+    assert answers == [1, 2]
+    assert len(lines.made) == 2
+    lines.connections.close()
+    assert not any(line.connected for line in lines.made)
+
+
+def test_those_of_before_a_failure_are_not_kept() -> None:
+    """One that was under way then may be as dead as the others, or lead to the same replica."""
+    lines = Lines(1, 2)
+
+    def meanwhile(reply: Any) -> bool:
+        lines.connections.forget_idle()
+        return True
+
+    assert lines.connections.call("A", fits=meanwhile) == 1
+    assert not lines.made[0].connected
+    assert lines.call("B") == 2
+    assert len(lines.made) == 2
+
+
 def test_after_close_nothing_goes_out() -> None:
     lines = Lines(1)
     lines.call("A")
     lines.connections.close()
     lines.connections.close()
     assert not lines.made[0].connected
-    with pytest.raises(BrokerUnavailable, match="closed"):
+    with pytest.raises(Failed, match="closed"):
         lines.call("B")
 
 

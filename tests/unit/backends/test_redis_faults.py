@@ -21,14 +21,19 @@ ANSWERS = [
     ("BUSY Redis is busy", BrokerUnavailable, BrokerUnavailable, "script"),
     ("MASTERDOWN Link with MASTER", BrokerUnavailable, BrokerUnavailable, "master"),
     ("CLUSTERDOWN down", BrokerUnavailable, BrokerUnavailable, "cluster"),
-    ("READONLY You can't write", TopologyError, TopologyError, "primary"),
-    ("MOVED 1 127.0.0.1:1", TopologyError, TopologyError, "cluster"),
-    ("CROSSSLOT Keys", TopologyError, TopologyError, "one node"),
+    ("READONLY You can't write", BrokerUnavailable, BrokerUnavailable, "primary"),
+    ("UNBLOCKED force unblock from blocking", BrokerUnavailable, BrokerUnavailable, "primary"),
+    ("MOVED 1 127.0.0.1:1", BrokerUnavailable, BrokerUnavailable, "cluster"),
+    ("CROSSSLOT Keys", BrokerUnavailable, BrokerUnavailable, "Keys"),
     ("WRONGTYPE Operation against a key", TopologyError, TopologyError, "WRONGTYPE"),
     ("NOAUTH Authentication required.", AccessRefused, AccessRefused, "password"),
     ("WRONGPASS invalid username-password pair", AccessRefused, AccessRefused, "password"),
     ("NOPERM this user has no permissions", AccessRefused, AccessRefused, "ACL"),
-    ("ERR unknown command", TopologyError, TopologyError, "unknown command"),
+    ("ERR ACL failure in script: no permissions", AccessRefused, AccessRefused, "ACL"),
+    ("ERR The user executing the script can't run", AccessRefused, AccessRefused, "ACL"),
+    ("ERR The stream has exhausted the last possible ID", TopologyError, TopologyError, "last"),
+    ("ERR unknown command", BrokerUnavailable, BrokerUnavailable, "unknown command"),
+    ("PROXYERROR backend on fire", BrokerUnavailable, BrokerUnavailable, "on fire"),
 ]
 
 

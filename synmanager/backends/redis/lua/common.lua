@@ -26,8 +26,20 @@ local function due_after(delay)
   return milliseconds() + 1 + delay
 end
 
+-- End the script because of what no version of this project wrote. The answer is NOGROUP, as for a
+-- queue of which somebody deleted parts: then mend.lua runs, and the script once more.
+local function broken(base)
+  redis.call('XPENDING', base .. ':broken', GROUP)
+end
+
 local function ring(base)
-  redis.call('XADD', base .. ':bell', 'MAXLEN', 1, '*', 'ring', '')
+  -- It holds nothing that anybody needs. If it is no stream, or one that is at its end, a new one
+  -- does as well.
+  local rung = redis.pcall('XADD', base .. ':bell', 'MAXLEN', 1, '*', 'ring', '')
+  if type(rung) == 'table' and rung.err then
+    redis.call('DEL', base .. ':bell')
+    redis.call('XADD', base .. ':bell', 'MAXLEN', 1, '*', 'ring', '')
+  end
 end
 
 local function get(fields, name)
@@ -36,23 +48,44 @@ local function get(fields, name)
   end
 end
 
+-- The fields of an entry; nil if there is none, or its id is none.
 local function entry_of(key, id)
-  local found = redis.call('XRANGE', key, id, id)[1]
-  return found and found[2]
+  local found = redis.pcall('XRANGE', key, id, id)
+  if found.err then
+    redis.call('XLEN', key) -- if the key is no stream, that is the error
+    return nil
+  end
+  return found[1] and found[1][2]
 end
 
--- Whether a message is queued, delayed or leased. The index alone is not believed: an entry that
--- somebody deleted would swallow its successor.
-local function queued(base, id)
-  local place = redis.call('HGET', base .. ':ids', id)
-  if not place then return false end
-  local stream, entry = string.match(place, '^(%a+)/(.+)$')
-  return entry_of(base .. ':' .. stream, entry) ~= nil
+local STREAMS = {high = true, normal = true, low = true, delayed = true}
+
+-- Where the index says that a message lies, if it does: its stream, its entry. The index alone is
+-- not believed: an entry that somebody deleted would swallow its successor, and one of another id
+-- be taken for it.
+local function place_of(base, id)
+  local stream, entry = string.match(redis.call('HGET', base .. ':ids', id) or '', '^(%a+)/(.+)$')
+  if not stream or not STREAMS[stream] then return nil end
+  local fields = entry_of(base .. ':' .. stream, entry)
+  if fields and get(fields, 'id') == id then return stream, entry end
 end
+
+-- Take a message out of the index, unless that has another one of this id.
+local function forget(base, id, stream, entry)
+  if redis.call('HGET', base .. ':ids', id) == stream .. '/' .. entry then
+    redis.call('HDEL', base .. ':ids', id)
+  end
+end
+
+local RANK = {high = true, normal = true, low = true}
+
+-- Ten years, in milliseconds. No lease is longer.
+local FOR_EVER = 3e11
 
 -- A lease's rank, entry and length. What does not look like a lease has none of them.
 local function parse(lease)
   local rank, entry, length = string.match(lease, '^(%a+)/(%d+%-%d+)/(%d+)/')
+  if not rank or not RANK[rank] or tonumber(length) > FOR_EVER then return nil end
   return rank, entry, tonumber(length)
 end
 
@@ -74,6 +107,7 @@ end
 
 -- Append a message to a rank, keeping its raw fields from number `first` on.
 local function enqueue(base, rank, id, attempts, fields, first)
+  redis.call('HLEN', base .. ':ids') -- if it is no index, end before anything is done
   local head = {}
   if attempts > 0 then head = {'attempts', attempts} end
   -- A foreign message was known by an id made of its old place: it keeps it.
@@ -90,12 +124,16 @@ local function pad(entry)
   return time .. '-' .. string.rep('0', 20 - #sequence) .. sequence
 end
 
+-- The entry of a member of :due; nil for what is none.
 local function unpad(member)
-  return (string.gsub(member, '%-0*(%d)', '-%1'))
+  local time, sequence = string.match(member, '^(%d+)%-0*(%d+)$')
+  return time and time .. '-' .. sequence
 end
 
 -- The fields of :delayed begin with these three pairs; then come the message's own.
 local function postpone(base, rank, id, attempts, due, fields)
+  redis.call('HLEN', base .. ':ids') -- as in enqueue()
+  redis.call('ZCARD', base .. ':due')
   local entry = append(base .. ':delayed', {'rank', rank, 'id', id, 'attempts', attempts}, fields, 1)
   redis.call('ZADD', base .. ':due', due, pad(entry))
   redis.call('HSET', base .. ':ids', id, 'delayed/' .. entry)
@@ -106,9 +144,15 @@ local function promote(base, now)
   local due = redis.call('ZRANGEBYSCORE', base .. ':due', '-inf', now, 'LIMIT', 0, 1000)
   for _, member in ipairs(due) do
     local entry = unpad(member)
+    if not entry then broken(base) end
     local fields = entry_of(base .. ':delayed', entry)
     if fields then
-      enqueue(base, fields[2], fields[4], tonumber(fields[6]), fields, 7)
+      local attempts = tonumber(fields[6])
+      if RANK[fields[2]] and fields[3] == 'id' and fields[5] == 'attempts' and attempts then
+        enqueue(base, fields[2], fields[4], attempts, fields, 7)
+      else -- a stranger's, and a message by what it has
+        append(base .. ':normal', {}, fields, 1)
+      end
       redis.call('XDEL', base .. ':delayed', entry)
     end
     redis.call('ZREM', base .. ':due', member)
@@ -138,12 +182,13 @@ local function trust(now, expected, tolerance, trusted)
 end
 
 -- Do what time has made due: promote the delayed, take back what the dead held. Returns when
--- there is more to do, if that is known.
+-- there is more to do, if that is known; and if a lease seems to have run out and is not believed
+-- to have, for how long the caller would have to have watched the clock.
 --
 -- An expired lease is believed only by who has watched the clock for half of that lease: a live
 -- holder renews within a third of it, and so survives a clock that jumped.
 local function catch_up(base, now, trusted)
-  local wake
+  local wake, doubt
   local first = redis.call('ZRANGE', base .. ':due', 0, 0, 'WITHSCORES')
   if first[1] and tonumber(first[2]) <= now then
     promote(base, now)
@@ -153,14 +198,20 @@ local function catch_up(base, now, trusted)
   first = redis.call('ZRANGE', base .. ':leases', 0, 0, 'WITHSCORES')
   if first[1] and tonumber(first[2]) > now then
     wake = math.min(wake or math.huge, tonumber(first[2]))
-  elseif first[1] and trusted >= 0 then
-    local expired = redis.call('ZRANGEBYSCORE', base .. ':leases', '-inf', now, 'LIMIT', 0, 100)
+  elseif first[1] then
+    local expired = redis.call('ZRANGEBYSCORE', base .. ':leases', '-inf', now, 'LIMIT', 0, 1000)
     for _, lease in ipairs(expired) do
-      local _, _, length = parse(lease)
-      if trusted >= (length or 0) / 2 then release(base, lease) end
+      local rank, _, length = parse(lease)
+      if not rank then broken(base) end
+      local enough = math.ceil(length / 2)
+      if trusted >= enough then
+        release(base, lease)
+      else
+        doubt = math.min(doubt or math.huge, enough)
+      end
     end
   end
-  return wake
+  return wake, doubt
 end
 
 -- The answer to a settlement by who does not hold the lease: 0, or -1 if the entry is gone too.
@@ -170,8 +221,9 @@ local function not_held(base, lease)
 end
 
 local function remove(base, rank, entry)
-  redis.call('XACK', base .. ':' .. rank, GROUP, entry)
-  redis.call('XDEL', base .. ':' .. rank, entry)
+  -- What somebody put in the place of the stream has no such entry any more.
+  redis.pcall('XACK', base .. ':' .. rank, GROUP, entry)
+  redis.pcall('XDEL', base .. ':' .. rank, entry)
 end
 
 -- End a lease and remove its entry, once that has been taken care of.
@@ -182,9 +234,10 @@ end
 
 -- Settle a delivery whose job is done. Returns 1, or what not_held() returns.
 local function ack(base, lease, id)
+  local place = redis.call('HGET', base .. ':ids', id)
   if redis.call('ZREM', base .. ':leases', lease) == 0 then return not_held(base, lease) end
   local rank, entry = parse(lease)
   remove(base, rank, entry)
-  redis.call('HDEL', base .. ':ids', id)
+  if place == rank .. '/' .. entry then redis.call('HDEL', base .. ':ids', id) end
   return 1
 end

@@ -1,6 +1,6 @@
 -- Remove a message that nobody holds. KEYS: base. ARGV: message id. Returns 1 or 0.
 local base = KEYS[1]
-local stream, entry = string.match(redis.call('HGET', base .. ':ids', ARGV[1]) or '', '^(%a+)/(.+)$')
+local stream, entry = place_of(base, ARGV[1])
 if not stream then return 0 end
 local key = base .. ':' .. stream
 if stream == 'delayed' then

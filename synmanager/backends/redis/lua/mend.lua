@@ -1,14 +1,41 @@
 -- Make a declared queue whole: its streams, its groups, and in those every entry where :leases
--- says it is. Runs when a queue is declared, and when somebody deleted its streams or groups.
--- KEYS: the queues, the base. ARGV: the queue's name. Returns 0 if it was never declared.
+-- says it is; and remove what does not belong there. Runs when a queue is declared, and when
+-- somebody deleted its streams or groups, or put something of his own in its keys.
+-- KEYS: the queues, the base. ARGV: the queue's name. Returns what was removed, as pairs of a key
+-- and a member; nil if the queue was never declared.
 
-if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then return 0 end
+if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then return false end
 local base = KEYS[2]
+local removed = {}
+
+local function note(name, what)
+  removed[#removed + 1] = base .. name
+  removed[#removed + 1] = what
+end
+
+-- As many as promote() looks at. What is due later is found when it is due.
+local now = milliseconds()
+for _, member in ipairs(
+    redis.call('ZRANGEBYSCORE', base .. ':due', '-inf', now, 'LIMIT', 0, 1000)) do
+  if not unpad(member) then
+    redis.call('ZREM', base .. ':due', member)
+    note(':due', member)
+  end
+end
+
+local kind = redis.call('TYPE', base .. ':bell').ok
+if kind ~= 'stream' and kind ~= 'none' then
+  redis.call('DEL', base .. ':bell')
+  note(':bell', kind)
+end
 
 local held, newest = {}, {}
 for _, lease in ipairs(redis.call('ZRANGE', base .. ':leases', 0, -1)) do
   local rank, entry = parse(lease)
-  if rank and entry_of(base .. ':' .. rank, entry) then
+  if not rank then
+    redis.call('ZREM', base .. ':leases', lease)
+    note(':leases', lease)
+  elseif entry_of(base .. ':' .. rank, entry) then
     held[rank .. '/' .. entry] = true
     if not newest[rank] or pad(newest[rank]) < pad(entry) then newest[rank] = entry end
   end
@@ -41,4 +68,4 @@ for _, rank in ipairs(RANKS) do
     end
   end
 end
-return 1
+return removed

@@ -1,14 +1,19 @@
 -- Put messages in every queue that is bound to a route.
--- KEYS: the exchanges, the exchange's fanout route, its route for this key.
+-- KEYS: the exchanges, the queues, the exchange's fanout route, its route for this key.
 -- ARGV: exchange, what a queue's base begins with, delay, then for each message
--- id, rank, submitted_at, schema, body.
--- Returns how many queues are bound.
+-- id, rank, submitted_at, schema, headers, body.
+-- Returns how many queues are bound, and how many messages none of them took.
 
 local kind = redis.call('HGET', KEYS[1], ARGV[1])
-if not kind then return 0 end
-local queues = redis.call('SMEMBERS', kind == 'fanout' and KEYS[2] or KEYS[3])
+if not kind then return {0, 0} end
+local queues = {}
+for _, queue in ipairs(redis.call('SMEMBERS', kind == 'fanout' and KEYS[3] or KEYS[4])) do
+  -- Nobody would ever look into one that was not declared.
+  if redis.call('SISMEMBER', KEYS[2], queue) == 1 then queues[#queues + 1] = queue end
+end
 local delay = tonumber(ARGV[3])
 local due = delay > 0 and due_after(delay)
+local taken, repeats = {}, 0
 
 for _, queue in ipairs(queues) do
   local base = ARGV[2] .. queue
@@ -16,20 +21,26 @@ for _, queue in ipairs(queues) do
   -- the way. For what is delayed it rings always: who waits must know the new time.
   local rings = due
     or redis.call('XLEN', base .. ':' .. ARGV[5]) <= redis.call('ZCARD', base .. ':leases')
-  for i = 4, #ARGV, 5 do
+  for i = 4, #ARGV, 6 do
     local id, rank = ARGV[i], ARGV[i + 1]
-    if not queued(base, id) then
+    if not place_of(base, id) then
+      taken[i] = true
+      local fields = {
+        'body', ARGV[i + 5], 'id', id, 'submitted_at', ARGV[i + 2], 'schema', ARGV[i + 3]}
+      if ARGV[i + 4] ~= '' then
+        fields[9], fields[10] = 'headers', ARGV[i + 4]
+      end
       if due then
-        postpone(base, rank, id, 0, due, {
-          'body', ARGV[i + 4], 'id', id, 'submitted_at', ARGV[i + 2], 'schema', ARGV[i + 3]})
+        postpone(base, rank, id, 0, due, fields)
       else
-        local entry = redis.call(
-          'XADD', base .. ':' .. rank, '*',
-          'body', ARGV[i + 4], 'id', id, 'submitted_at', ARGV[i + 2], 'schema', ARGV[i + 3])
+        local entry = redis.call('XADD', base .. ':' .. rank, '*', unpack(fields))
         redis.call('HSET', base .. ':ids', id, rank .. '/' .. entry)
       end
     end
   end
   if rings then ring(base) end
 end
-return #queues
+for i = 4, #ARGV, 6 do
+  if not taken[i] then repeats = repeats + 1 end
+end
+return {#queues, repeats}

@@ -20,7 +20,7 @@ for _, stream in ipairs({'high', 'normal', 'low', 'delayed'}) do
           redis.call('XACK', key, GROUP, entry)
         end
         redis.call('XDEL', key, entry)
-        if id then redis.call('HDEL', base .. ':ids', id) end
+        if id then forget(base, id, stream, entry) end
         removed = removed + 1
       end
     end

@@ -3,14 +3,16 @@
 -- To acknowledge another message before, its base is the last key, and its lease and id the last
 -- arguments.
 -- Returns {queue's number, rank, entry, deliveries, fields, now} or
--- {0, now, when to look again or -1, the newest entry of each queue's bell} or
+-- {0, now, when to look again or -1, what catch_up() says of doubts or -1, the newest entry of
+-- each queue's bell} or
 -- {-1} if that other message was not held, and then nothing is taken.
 
 local function take_from(key)
   while true do
     local pending = redis.call('XPENDING', key, GROUP, '-', '+', 1, RELEASED)[1]
     if not pending then break end
-    local entry, deliveries = pending[1], pending[4] + 1
+    -- Of strangers who claim there may be any number.
+    local entry, deliveries = pending[1], math.min(pending[4], 1e9) + 1
     local claimed = redis.call(
       'XCLAIM', key, GROUP, LEASED, 0, entry, 'RETRYCOUNT', deliveries)[1]
     if claimed then return entry, deliveries, claimed[2] end
@@ -39,9 +41,10 @@ end
 
 local now = milliseconds()
 local trusted = trust(now, ARGV[3], ARGV[4], ARGV[5])
-local wake = math.huge
+local wake, doubt = math.huge, math.huge
 for number, base in ipairs(KEYS) do
-  wake = math.min(wake, catch_up(base, now, trusted) or math.huge)
+  local at, enough = catch_up(base, now, trusted)
+  wake, doubt = math.min(wake, at or math.huge), math.min(doubt, enough or math.huge)
   local rank, entry, deliveries, fields = take(base)
   if rank then
     local lease = rank .. '/' .. entry .. '/' .. ARGV[2] .. '/' .. ARGV[1]
@@ -50,11 +53,13 @@ for number, base in ipairs(KEYS) do
   end
 end
 
-local empty = {0, now, wake < math.huge and wake or -1}
+-- Of times beyond all reason, which are a stranger's, nobody has to be told.
+local empty = {0, now, wake < 1e15 and wake or -1, doubt < math.huge and doubt or -1}
 for _, base in ipairs(KEYS) do
   -- NOGROUP where there is no queue: that it is empty is not the whole truth then.
   for _, rank in ipairs(RANKS) do redis.call('XPENDING', base .. ':' .. rank, GROUP) end
-  local newest = redis.call('XREVRANGE', base .. ':bell', '+', '-', 'COUNT', 1)[1]
-  empty[#empty + 1] = newest and newest[1] or '0-0'
+  local newest = redis.pcall('XREVRANGE', base .. ':bell', '+', '-', 'COUNT', 1)
+  if newest.err then broken(base) end
+  empty[#empty + 1] = newest[1] and newest[1][1] or '0-0'
 end
 return empty

@@ -7,10 +7,10 @@ for _, base in ipairs(KEYS) do
   for _, lease in ipairs(redis.call('ZRANGE', base .. ':leases', 0, -1)) do
     if mine[string.match(lease, '([^/]*)$')] then
       local deliveries
-      if ARGV[1] == '0' then
-        local rank, entry = parse(lease)
+      local rank, entry = parse(lease)
+      if rank and ARGV[1] == '0' then
         local pending = redis.pcall('XPENDING', base .. ':' .. rank, GROUP, entry, entry, 1)[1]
-        deliveries = pending and math.max(pending[4] - 1, 0)
+        deliveries = pending and math.max(math.min(pending[4], 1e9) - 1, 0)
       end
       release(base, lease, deliveries)
       found = true

@@ -1,0 +1,133 @@
+"""Who knows where the server is that has our keys: Sentinels, or the nodes of a cluster."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis import exceptions as redis_errors
+from redis.crc import key_slot
+
+from synmanager.backends.redis.faults import callers_own
+from synmanager.backends.redis.shapes import each, text, whole
+from synmanager.backends.urls import spread
+
+__all__ = ["NODE_PORT", "SENTINEL_PORT", "Guides", "Nodes", "Sentinels"]
+
+#: Where they listen unless they are told otherwise.
+SENTINEL_PORT, NODE_PORT = 26379, 6379
+
+_place = each(text, text)
+
+
+class Guides(ABC):
+    """Asked at every connection, and whenever a server is silent; nothing is kept in between.
+
+    Args:
+        connect: makes a redis-py connection to a host and a port; it need not be connected yet.
+        hosts: of those who know.
+    """
+
+    port: int
+
+    def __init__(
+        self, connect: Callable[[str, int], Any], hosts: Sequence[tuple[str, int | None]]
+    ) -> None:
+        self._connect = connect
+        self._hosts = hosts
+
+    def locate(self) -> tuple[str, int]:
+        """The server's host and port, by the first one that knows.
+
+        Another one is asked first each time: one that is cut off from the others does not hear of
+        a failover.
+
+        Raises:
+            redis_errors.RedisError, OSError: none of them knows; the reason of the last one.
+        """
+        failure: Exception = redis_errors.ConnectionError("there is nobody to ask")
+        for host, port in spread(self._hosts):
+            connection = self._connect(host, port or self.port)
+            try:
+                connection.connect()
+                found = self._ask(connection, host)
+            except (redis_errors.RedisError, OSError) as error:
+                if callers_own(error, None):
+                    raise
+                failure = error
+                continue
+            finally:
+                connection.disconnect()
+            if found is not None:
+                return found
+            failure = redis_errors.ConnectionError(f"{host}:{port or self.port} {self._ignorance}")
+        raise failure
+
+    @property
+    @abstractmethod
+    def _ignorance(self) -> str:
+        """What is said of who does not know."""
+
+    @abstractmethod
+    def _ask(self, connection: Any, host: str) -> tuple[str, int] | None: ...
+
+
+class Sentinels(Guides):
+    """Sentinels.
+
+    Args:
+        name: of the primary, as they call it.
+    """
+
+    port = SENTINEL_PORT
+
+    def __init__(
+        self,
+        connect: Callable[[str, int], Any],
+        hosts: Sequence[tuple[str, int | None]],
+        name: str,
+    ) -> None:
+        super().__init__(connect, hosts)
+        self._name = name
+
+    @property
+    def _ignorance(self) -> str:
+        return f"is a Sentinel that knows no primary {self._name!r}"
+
+    def _ask(self, connection: Any, host: str) -> tuple[str, int] | None:
+        connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
+        found = connection.read_response()
+        return (found[0].decode("utf-8", "replace"), int(found[1])) if _place(found) else None
+
+
+class Nodes(Guides):
+    """The nodes of a cluster.
+
+    Args:
+        key: one of ours; all have the same hash tag, and are in the same slot.
+    """
+
+    port = NODE_PORT
+
+    def __init__(
+        self,
+        connect: Callable[[str, int], Any],
+        hosts: Sequence[tuple[str, int | None]],
+        key: str,
+    ) -> None:
+        super().__init__(connect, hosts)
+        self._slot = key_slot(key.encode())
+
+    @property
+    def _ignorance(self) -> str:
+        return f"is a node that knows nobody who serves slot {self._slot}"
+
+    def _ask(self, connection: Any, host: str) -> tuple[str, int] | None:
+        connection.send_command("CLUSTER", "SLOTS")
+        for first, last, primary, *_ in connection.read_response():
+            if whole(first) and whole(last) and first <= self._slot <= last:
+                name = primary[0].decode("utf-8", "replace") if primary[0] else ""
+                # A node that knows no name of its own means the one that it was reached by.
+                return (host if name in ("", "?") else name), int(primary[1])
+        return None

@@ -1,0 +1,178 @@
+"""Where the primary is: what an address means, and what Sentinels answer. No server."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.retry import Retry
+
+from synmanager.backends import Address, create_backend
+from synmanager.backends.redis.dialling import FollowedPlain
+from synmanager.backends.redis.guides import Nodes, Sentinels
+from synmanager.backends.redis.options import (
+    connection_options,
+    guide_options,
+    place,
+    primary_name,
+    replicas_of,
+    silence,
+)
+from synmanager.errors import ConfigurationError
+from synmanager.settings import parse_url
+
+SENTINEL = "redis+sentinel://me:pw@a,b:7,[::1]/grid/3?sentinel_username=s&sentinel_password=canary"
+
+
+def test_a_primary_that_sentinels_know() -> None:
+    address = parse_url(SENTINEL)
+    options = connection_options(address)
+    assert (options["db"], options["username"], options["password"]) == (3, "me", "pw")
+    assert "host" not in options
+    asking = guide_options(address)
+    assert (primary_name(address), asking["db"]) == ("grid", 0)
+    assert (asking["username"], asking["password"]) == ("s", "canary")
+    assert place(address) == "grid (Sentinels a:26379,b:7,[::1]:26379)"
+    assert "canary" not in f"{address!r} {address.safe_url} {place(address)}"
+
+
+def test_a_lease_says_how_soon_a_silent_server_is_asked_about() -> None:
+    assert silence(Address("redis+sentinel", lease=6.0)) < 1
+    assert silence(Address("redis+sentinel")) == 3
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("redis+sentinel://a,b", "name that the Sentinels have"),
+        ("redis+sentinel://a,b/grid/x", "number of a database"),
+        ("redis+sentinel://a,b/grid?cafile=/ca.pem", "rediss.sentinel"),
+        ("valkey+sentinel://a,b/grid?cafile=/ca.pem", "valkeys.sentinel"),
+        ("redis+cluster://a,b/1", "no other database"),
+        ("valkey+cluster://a,b/?cafile=/ca.pem", "valkeys.cluster"),
+        ("redis+cluster://a,b/?sentinel_username=x", "no option"),
+        ("valkey://a/0?cafile=/ca.pem", "valkeys://"),
+        ("valkey://a,b/0", "one server"),
+        ("redis://a/0?sentinel_password=x", "no option"),
+        ("redis://a/0?replicas=many", "a whole number"),
+        ("unix://host/run/redis.sock", "has no host"),
+        ("unix://", "server's socket"),
+        ("unix:///run/redis.sock?db=x", "number of a database"),
+        ("unix:///run/redis.sock?cafile=/ca.pem", "no option"),
+    ],
+)
+def test_what_can_never_work_is_refused_at_once(url: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        create_backend(parse_url(url))
+
+
+def test_a_socket_and_how_many_replicas() -> None:
+    address = parse_url("unix://me:pw@/run/redis.sock?db=4&replicas=2")
+    options = connection_options(address)
+    assert (options["path"], options["db"], options["username"]) == ("/run/redis.sock", 4, "me")
+    assert (place(address), replicas_of(address)) == ("/run/redis.sock", 2)
+    assert replicas_of(parse_url("valkey://localhost")) == 0
+
+
+class Sentinel:
+    """A connection to one, which answers what ``answers`` has for its host."""
+
+    def __init__(self, answers: dict[str, Any], host: str) -> None:
+        self._answer = answers[host]
+        self.is_open = False
+
+    def connect(self) -> None:
+        if isinstance(self._answer, OSError):
+            raise self._answer
+        self.is_open = True
+
+    def send_command(self, *words: str) -> None:
+        assert words == ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "grid")
+
+    def read_response(self) -> Any:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    def disconnect(self) -> None:
+        self.is_open = False
+
+
+def sentinels(answers: dict[str, Any]) -> tuple[Sentinels, list[Sentinel]]:
+    made: list[Sentinel] = []
+
+    def connect(host: str, port: int) -> Sentinel:
+        assert port == 26379
+        made.append(Sentinel(answers, host))
+        return made[-1]
+
+    return Sentinels(connect, [(host, None) for host in answers], "grid"), made
+
+
+@pytest.mark.parametrize(
+    "other", [OSError("down"), redis.AuthenticationError("no"), None, [b"1"], b"OK"]
+)
+def test_one_sentinel_that_knows_is_enough(other: Any) -> None:
+    asked, made = sentinels({"a": other, "b": [b"10.0.0.1", b"6380"], "c": other})
+    for _ in range(20):
+        assert asked.locate() == ("10.0.0.1", 6380)
+    assert not any(connection.is_open for connection in made)
+
+
+def test_if_none_knows_the_reason_is_told() -> None:
+    with pytest.raises(redis.ConnectionError, match="knows no primary 'grid'"):
+        sentinels({"a": None})[0].locate()
+    with pytest.raises(OSError, match="down"):
+        sentinels({"a": OSError("down")})[0].locate()
+
+
+def test_a_silent_server_is_left_when_another_one_is_the_primary() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # whose kernel lets clients in
+        places = [silent.getsockname(), silent.getsockname(), ("127.0.0.1", 1)]
+        asked: list[None] = []
+
+        def locate() -> tuple[str, int]:
+            asked.append(None)
+            if len(asked) == 2:
+                raise redis.ConnectionError("no Sentinel answers")
+            host, port = places[min(len(asked), 3) - 1]
+            return host, port
+
+        connection = FollowedPlain(
+            locate=locate,
+            silence=0.05,
+            socket_timeout=60.0,
+            socket_connect_timeout=5.0,
+            db=1,
+            retry=Retry(NoBackoff(), 0),
+        )
+        try:
+            with pytest.raises(redis.ConnectionError, match=r"primary is now at 127\.0\.0\.1:1"):
+                connection.connect()
+        finally:
+            connection.disconnect()  # type: ignore[no-untyped-call]
+    assert len(asked) == 3
+
+
+def test_the_node_of_a_cluster_that_serves_our_slot() -> None:
+    slot = key_slot(b"synmanager")
+    others = [0, slot - 1, [b"10.0.0.1", 1, b"id"]]
+
+    class Node(Sentinel):
+        def send_command(self, *words: str) -> None:
+            assert words == ("CLUSTER", "SLOTS")
+
+    def node(named: bytes, slots: list[Any]) -> Nodes:
+        answer = [others, [slots[0], slots[1], [named, 7, b"id"], [b"10.0.0.9", 9, b"replica"]]]
+        return Nodes(
+            lambda host, _: Node({"seed": answer}, host), [("seed", None)], "{synmanager}:queues"
+        )
+
+    assert node(b"10.0.0.2", [slot, 16383]).locate() == ("10.0.0.2", 7)
+    assert node(b"", [slot, slot]).locate() == ("seed", 7)
+    with pytest.raises(redis.ConnectionError, match=f"nobody who serves slot {slot}"):
+        node(b"10.0.0.2", [slot + 1, 16383]).locate()
