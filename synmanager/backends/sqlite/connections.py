@@ -1,0 +1,435 @@
+"""Connections to the file, one for each call that is under way, and the transactions on them.
+
+Not one connection under a lock: a lock that a signal handler's exception orphans hangs everybody
+for good, a connection that is lost on the way is closed by the garbage collector.
+
+SQLite's connections must not cross a fork, not even to be closed: what SQLite knows of its locks
+is a table of the process, and a copied one lies. So all are closed just before a fork.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import sqlite3
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+from synmanager.backends.sqlite import file
+from synmanager.backends.sqlite.faults import Full, Locked, is_busy, translate
+from synmanager.errors import BrokerUnavailable, SynmanagerError, Unsupported
+from synmanager.interrupts import is_from_handler
+from synmanager.stacks import is_on_stack
+
+__all__ = ["CommitInDoubt", "Connections", "inherited"]
+
+T = TypeVar("T")
+
+#: Seconds between two tries to get a lock that another has; grows from the first to the last.
+_SOONEST, _LATEST = 0.0002, 0.01
+
+#: Seconds that a fork waits for the calls of other threads.
+_FORK_PATIENCE = 5.0
+
+
+class CommitInDoubt(BrokerUnavailable):
+    """The commit failed, and may be in the file or not."""
+
+
+class _Connection:
+    """SQLite's connection, and the lock that our writers take before SQLite's own.
+
+    Taking turns by it keeps a checkpoint and another's commit apart. SQLite up to 3.51.2 has a
+    race there that may damage the file (https://sqlite.org/wal.html#walresetbug).
+    """
+
+    def __init__(self, lock: FileIO) -> None:
+        self.is_inherited = False
+        self.ref = weakref.ref(self)
+        self._lock = lock
+        self._db: sqlite3.Connection | None = None
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        assert self._db is not None
+        return self._db
+
+    def connect(self, path: Path) -> None:
+        me = threading.get_ident()
+        deadline = time.monotonic() + _FORK_PATIENCE
+        _connecting[me] = sys._getframe()
+        while _forking - {me} and time.monotonic() < deadline:
+            _connecting.pop(me, None)
+            time.sleep(_SOONEST)
+            _connecting[me] = sys._getframe()
+        try:
+            self._db = file.connect(path)
+            _open.add(self)
+        finally:
+            _connecting.pop(me, None)
+
+    def try_lock(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock(self) -> None:
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def make_room(self) -> None:
+        """Roll back, and have the log begin anew, in the room that it has: jobs can be settled."""
+        with suppress(sqlite3.Error):
+            self.db.execute("ROLLBACK")
+        with suppress(sqlite3.Error):
+            self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def close(self) -> None:
+        """Roll back, disconnect and unlock. Idempotent."""
+        if self._db is not None:
+            self._db.close()
+            _open.discard(self)
+        self._lock.close()
+
+    def __del__(self) -> None:
+        # Lost on the way. SQLite's own object is in a cycle, and would keep its locks until that is
+        # collected; where a signal's handler raises in here, both close themselves all the same.
+        # No globals: this is also how a program ends.
+        if self._db is not None and not self.is_inherited:
+            self._db.close()
+        self._lock.close()
+
+
+class Connections:
+    """The connections of one client.
+
+    Args:
+        path: absolute.
+        timeout: seconds that a call waits for a lock.
+
+    Attributes:
+        closed: for good.
+        ready: whether calls may go on; False once something was wrong.
+    """
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        self._path = path
+        self._name = str(path)
+        self._timeout = timeout
+        self._idle: list[_Connection] = []
+        self._file: tuple[int, int] | None = None
+        self.closed = False
+        self.ready = False
+        _all.add(self)
+
+    def open(self, *, mkdir: bool = False) -> None:
+        """Connect for the first time: examine the file, or make it.
+
+        Args:
+            mkdir: make the directory for it as well.
+        """
+        connection = None
+        deadline = time.monotonic() + self._timeout
+        try:
+            if mkdir:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file.check_place(self._path)
+            file.make_bells(self._path)
+            connection = _Connection(FileIO(file.lock_of(self._path)))
+            self._lock(connection, deadline)
+            file.clear_away(self._path)
+            self._connect(connection, deadline)
+            file.examine(connection.db, self._path)
+            file.make_bells(self._path)
+            self._file = file.identity(self._name)
+            connection.unlock()
+        except BaseException as error:
+            self._fail(error, connection)
+        self._give_back(connection)
+        self.ready = True
+
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do some work that changes nothing, on one state of the file.
+
+        Raises:
+            SynmanagerError: what ``work`` raises, or what ``faults`` makes of SQLite's errors.
+        """
+        connection = None
+        deadline = time.monotonic() + self._timeout
+
+        def read(db: sqlite3.Connection) -> T:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            db.execute("BEGIN")
+            result = work(db)
+            db.execute("COMMIT")
+            return result
+
+        try:
+            connection = self._take(deadline)
+            result = self._unless_busy(partial(read, connection.db), deadline)
+        except BaseException as error:
+            self._fail(error, connection)
+        self._give_back(connection)
+        return result
+
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do some work in a transaction that is on the disk when this returns.
+
+        Raises:
+            CommitInDoubt: perhaps everything is done; after any other error nothing is.
+            SynmanagerError: as above.
+        """
+        return self._write(work, self._timeout)
+
+    def _write(
+        self, work: Callable[[sqlite3.Connection], T], patience: float, *, last: bool = False
+    ) -> T:
+        deadline = time.monotonic() + patience
+        me = (threading.get_ident(), self._name)
+        if _is_interrupted(me):
+            raise Unsupported(
+                "a signal handler or a finaliser called the SQLite backend while its own thread "
+                "was in the middle of a transaction; let it set a flag instead"
+            )
+        connection = None
+        committing = False
+        try:
+            connection = self._take(deadline, last=last)
+            self._lock(connection, deadline, me, last=last)
+            db = connection.db
+            self._unless_busy(partial(db.execute, "BEGIN IMMEDIATE"), deadline, last=last)
+            if self.closed and not last:
+                raise BrokerUnavailable(f"{self._path} was closed")
+            result = work(db)
+            committing = True
+            db.execute("COMMIT")
+            connection.unlock()
+            self._refuse_another_file()
+        except BaseException as error:
+            _writing.pop(me, None)
+            self._fail(error, connection, committing=committing)
+        _writing.pop(me, None)
+        self._give_back(connection)
+        return result
+
+    def close(self, farewell: Callable[[sqlite3.Connection], T], patience: float) -> T | None:
+        """Disconnect; no other transaction comes after ``farewell``, or even begins.
+
+        Args:
+            farewell: the last work; given up where it does not get the lock in ``patience``
+                seconds.
+        """
+        self.closed = True
+        result = None
+        with suppress(SynmanagerError):
+            result = self._write(farewell, patience, last=True)
+        self.drop()
+        return result
+
+    def drop(self) -> None:
+        """Disconnect as if the process had died."""
+        self.closed = True
+        self.forget_idle()
+
+    def forget_idle(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
+    def _take(self, deadline: float, *, last: bool = False) -> _Connection:
+        if not self.ready or (self.closed and not last):
+            raise BrokerUnavailable(f"{self._path} is not open")
+        self._refuse_another_file()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            connection = _Connection(FileIO(file.lock_of(self._path)))
+            self._connect(connection, deadline, last=last)
+            return connection
+
+    def _give_back(self, connection: _Connection) -> None:
+        if self.closed or _forking:
+            connection.close()
+            return
+        self._idle.append(connection)
+        if self.closed:  # in between
+            self.forget_idle()
+
+    def _refuse_another_file(self) -> None:
+        if file.identity(self._name) != self._file:
+            raise BrokerUnavailable(f"{self._path} was deleted or replaced while in use")
+
+    def _lock(
+        self,
+        connection: _Connection,
+        deadline: float,
+        me: tuple[int, str] | None = None,
+        *,
+        last: bool = False,
+    ) -> None:
+        def lock() -> bool:
+            if me is not None:
+                _writing[me] = connection.ref  # before it is: a signal may come at any time
+            if connection.try_lock():
+                return True
+            if me is not None:
+                _writing.pop(me, None)
+            return False
+
+        self._try(lock, deadline, last=last)
+
+    def _connect(self, connection: _Connection, deadline: float, *, last: bool = False) -> None:
+        self._unless_busy(partial(connection.connect, self._path), deadline, last=last)
+
+    def _unless_busy(self, step: Callable[[], T], deadline: float, *, last: bool = False) -> T:
+        """Do a step again where another client was in its way.
+
+        Not only a transaction is: who connects after all others have left recovers the log, and
+        who leaves last clears it away, each with nobody beside it.
+        """
+        try:
+            return step()  # nearly always
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+        done: list[T] = []
+
+        def do() -> bool:
+            try:
+                done.append(step())
+            except sqlite3.OperationalError as error:
+                if not is_busy(error):
+                    raise
+                return False
+            return True
+
+        self._try(do, deadline, last=last)
+        return done[0]
+
+    def _try(self, get: Callable[[], bool], deadline: float, *, last: bool) -> None:
+        pause = _SOONEST
+        while not get():
+            if self.closed and not last:
+                raise BrokerUnavailable(f"{self._path} was closed")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Locked(
+                    f"{self._path} is locked: another process is writing to it, or is frozen"
+                )
+            time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+            pause = min(pause * 1.5, _LATEST)
+
+    def _fail(
+        self, error: BaseException, connection: _Connection | None, *, committing: bool = False
+    ) -> NoReturn:
+        """Give up a connection, and raise what its error means."""
+        ours = error
+        if isinstance(error, (sqlite3.Error, OSError, OverflowError, UnicodeError)) and not (
+            isinstance(error, SynmanagerError) or is_from_handler(error)
+        ):
+            ours = translate(error, self._path)
+            if self._file is not None and file.identity(self._name) != self._file:
+                ours = BrokerUnavailable(f"{self._path} was deleted or replaced while in use")
+        if connection is not None:
+            if isinstance(ours, Full):
+                connection.make_room()
+            connection.close()
+        if isinstance(ours, BrokerUnavailable) and not isinstance(ours, Locked):
+            self.ready = False
+            self.forget_idle()
+            if committing and not isinstance(ours, Full):
+                ours = CommitInDoubt(str(ours))
+        if ours is error:
+            raise error
+        raise ours from error
+
+
+_all: weakref.WeakSet[Connections] = weakref.WeakSet()
+
+#: What is in the middle of a transaction, by thread and file. References by hand: a
+#: WeakValueDictionary costs every transaction a twentieth of its time.
+_writing: dict[tuple[int, str], weakref.ref[_Connection]] = {}
+
+
+def _is_interrupted(me: tuple[int, str]) -> bool:
+    """Whether this thread is in the middle of a transaction on the file, further up its stack."""
+    reference = _writing.get(me)
+    connection = reference() if reference is not None else None
+    if connection is None:
+        return False
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_locals.get("connection") is connection:
+            return True
+    _writing.pop(me, None)  # no: it was interrupted so badly that it could not even end it
+    connection.close()
+    return False
+
+
+#: The connections of this process that SQLite knows of.
+_open: weakref.WeakSet[_Connection] = weakref.WeakSet()
+
+#: Those of a parent that could not be closed in time, kept from ever being closed.
+_inherited: list[_Connection] = []
+
+#: Threads for which SQLite makes a connection, and the frames that wait for it; and threads that
+#: fork. Each notes itself before it looks for the other. No lock: what is left here, by whoever was
+#: interrupted, costs others some patience at most.
+_connecting: dict[int, FrameType] = {}
+_forking: set[int] = set()
+
+
+def inherited() -> bool:
+    """Whether a connection has crossed a fork, after which SQLite cannot be trusted here."""
+    return bool(_inherited)
+
+
+def _before_fork() -> None:
+    me = threading.get_ident()
+    _forking.add(me)
+    deadline = time.monotonic() + _FORK_PATIENCE
+    while True:
+        for connections in tuple(_all):
+            connections.forget_idle()
+        if any(thread == me and ref() is not None for (thread, _), ref in tuple(_writing.items())):
+            break
+        others = [each for each in tuple(_connecting.items()) if each[0] != me]
+        if not _open and not any(is_on_stack(*each) for each in others):
+            break
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_SOONEST)
+
+
+def _after_fork_in_parent() -> None:
+    _forking.discard(threading.get_ident())
+
+
+def _after_fork_in_child() -> None:
+    _connecting.clear()
+    _forking.clear()
+    _writing.clear()
+    for connection in tuple(_open):
+        connection.is_inherited = True
+        _inherited.append(connection)
+    _open.clear()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -1,0 +1,90 @@
+"""What SQLite's errors mean for a queue.
+
+They are told apart by their words: Python has their codes from 3.11 on only.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from synmanager.errors import (
+    AccessRefused,
+    BrokerUnavailable,
+    InvalidJob,
+    SynmanagerError,
+    TopologyError,
+)
+
+__all__ = ["Full", "Locked", "damaged", "is_busy", "translate", "why_not_written"]
+
+_BUSY = ("is locked", "locking protocol")
+_DAMAGED = ("malformed", "file is encrypted", "no such table", "no such column", "no such index")
+_READ_ONLY = ("readonly", "authorization denied", "access permission denied")
+
+
+class Full(BrokerUnavailable):
+    """There is no room on the disk; nothing was changed."""
+
+
+class Locked(BrokerUnavailable):
+    """Another process kept the lock for too long; nothing was changed, and nothing is broken."""
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether somebody else holds the file's lock."""
+    return any(words in str(error) for words in _BUSY)
+
+
+def damaged(path: Path, what: str) -> TopologyError:
+    """The error for a file that is not as this project left it."""
+    return TopologyError(
+        f"{path} is damaged ({what}); nothing more is read from it or written to it. Stop "
+        f"everything that uses it, keep a copy of it with its -wal file, and save what can be "
+        f"saved with: sqlite3 {path} .recover"
+    )
+
+
+def translate(error: Exception, path: Path) -> SynmanagerError:
+    """Our error for one that sqlite3 or the system raised over ``path``."""
+    text = str(error)
+    if isinstance(error, (sqlite3.DataError, OverflowError, UnicodeError)):
+        return InvalidJob(f"SQLite cannot store this: {text}")
+    if isinstance(error, PermissionError) or any(words in text for words in _READ_ONLY):
+        return AccessRefused(f"{path} may not be written: {why_not_written(path) or text}")
+    if isinstance(error, OSError):
+        return BrokerUnavailable(f"{path} cannot be used: {error.strerror or text}")
+    if "not a database" in text:
+        return TopologyError(
+            f"{path} is not an SQLite database; nothing was changed. Choose another file"
+        )
+    if any(words in text for words in _DAMAGED):
+        return damaged(path, text)
+    if "unable to open" in text:
+        return _cannot_open(path)
+    if "is full" in text:
+        return Full(f"{path}: the disk is full; what is in the file stays as it was")
+    if isinstance(error, sqlite3.Error) and is_busy(error):
+        return Locked(f"{path} is locked by another process: {text}")
+    name = getattr(error, "sqlite_errorname", "")
+    return BrokerUnavailable(f"{path}: {text}{f' ({name})' if name else ''}")
+
+
+def _cannot_open(path: Path) -> SynmanagerError:
+    if path.is_dir():
+        return TopologyError(f"{path} is a directory, not a file")
+    reason = why_not_written(path)
+    if reason:
+        return AccessRefused(f"{path} may not be used: {reason}")
+    return BrokerUnavailable(f"{path} cannot be opened")
+
+
+def why_not_written(path: Path) -> str:
+    """Which permission is missing, as far as can be seen."""
+    # Not by opening it: closing a descriptor of the file would drop the process's locks on it.
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return "the file is read-only for this user"
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return f"this user may not write to the directory {path.parent}, as SQLite must"
+    return ""

@@ -1,0 +1,471 @@
+"""Doorbells, leases, threads, signals and forks, in and between processes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlite_file import FAST, SPEC, Jobs, publish, take
+
+import synmanager
+from synmanager.backends import Address
+from synmanager.backends.sqlite import SQLiteBackend, connections
+from synmanager.backends.sqlite import backend as driver
+from synmanager.backends.sqlite.file import bells_of
+from synmanager.errors import BrokerUnavailable, LeaseLost, Unsupported
+
+#: Takes what a signal handler shall call, and in how many seconds.
+Alarm = Callable[[Callable[[], object], float], None]
+
+SOURCE = Path(synmanager.__file__).parents[1]
+
+
+@pytest.fixture
+def jobs() -> Iterator[Jobs]:
+    with tempfile.TemporaryDirectory(dir=FAST) as directory:
+        made = Jobs(Path(directory) / "jobs.db")
+        yield made
+        made.close()
+
+
+def bells(jobs: Jobs) -> list[str]:
+    """The bells that hang beside the file."""
+    return [name for name in os.listdir(bells_of(jobs.path)) if name[0] != "."]
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run in a fork; return its exit status: 0, or 1 for whatever it raised."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException as error:
+            os.write(2, f"{error!r}\n".encode())
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class TestBells:
+    def test_a_waiting_client_costs_next_to_nothing_and_wakes_up_at_once(self, jobs: Jobs) -> None:
+        client, other = jobs.open(), jobs.open()
+        waits = []
+        for _ in range(5):
+            taken: list[float] = []
+
+            def wait(taken: list[float] = taken) -> None:
+                client.ack(take(client, 10))
+                taken.append(time.monotonic())
+
+            thread = threading.Thread(target=wait)
+            thread.start()
+            while not bells(jobs):
+                time.sleep(0.001)
+            busy = time.process_time()
+            time.sleep(0.3)
+            busy = time.process_time() - busy
+            assert busy < 0.03
+            began = time.monotonic()
+            publish(other)
+            thread.join(5)
+            waits.append(taken[0] - began)
+        assert sorted(waits)[2] < 0.05
+        assert bells(jobs) == []
+
+    def test_only_those_are_rung_for_who_wait_for_the_queue(self, jobs: Jobs) -> None:
+        client = jobs.open()
+        assert client._bells is not None
+        ours, others = client._bells.hang([1, 12]), client._bells.hang([2])
+        assert ours is not None
+        assert others is not None
+        client._bells.ring([12])
+        began = time.monotonic()
+        ours.wait(5)
+        assert time.monotonic() - began < 1
+        others.wait(0.05)
+        assert time.monotonic() - began > 0.05
+        client._bells.ring([2])
+        others.wait(5)
+        assert time.monotonic() - began < 2
+        for bell in (ours, others):
+            client._bells.take_down(bell)
+
+    def test_a_bell_is_heard_that_hangs_since_others_were_looked_for(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = jobs.open()
+        assert client._bells is not None
+        listed: list[str] = []
+        listdir = os.listdir
+
+        def note(path: str) -> list[str]:
+            listed.append(path)
+            return listdir(path)
+
+        monkeypatch.setattr(os, "listdir", note)
+        deadline = time.monotonic() + 20
+        known = False  # once the directory has not changed for a while
+        while not known:
+            assert time.monotonic() < deadline
+            listed.clear()
+            client._bells.ring([1])
+            known = not listed
+        for _ in range(2):  # the second in the same tick of the directory's clock
+            bell = client._bells.hang([1])
+            assert bell is not None
+            client._bells.ring([1])
+            began = time.monotonic()
+            bell.wait(10)
+            assert time.monotonic() - began < 5
+            client._bells.take_down(bell)
+
+    def test_the_bell_of_a_killed_client_is_taken_down(self, jobs: Jobs) -> None:
+        client = jobs.open()
+        code = (
+            "import sys; from synmanager.backends import Address, create_backend\n"
+            "client = create_backend(Address('sqlite', path=sys.argv[1])); client.open()\n"
+            "client.receive(['train'], 60)"
+        )
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", code, str(jobs.path)],
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        )
+        deadline = time.monotonic() + 20
+        while not bells(jobs) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(bells(jobs)) == 1
+        waiting.kill()
+        waiting.wait()
+        publish(client)
+        assert bells(jobs) == []
+        assert take(client).attempt == 1
+
+    def test_without_bells_a_client_looks(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client, other = jobs.open(), jobs.open()
+        monkeypatch.setattr(os, "mkfifo", lambda path: os.listdir("/nowhere"))
+        timer = threading.Timer(0.1, publish, (other,))
+        timer.start()
+        began = time.monotonic()
+        take(client)
+        assert time.monotonic() - began < 1
+        timer.join()
+
+    def test_what_rings_no_bell_is_seen_at_a_glance(self, jobs: Jobs) -> None:
+        client = jobs.open()
+        client._longest_pause = 60.0
+        taken: list[bytes] = []
+        thread = threading.Thread(target=lambda: taken.append(take(client, 60).message.body))
+        thread.start()
+        deadline = time.monotonic() + 20
+        while not bells(jobs) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        jobs.execute("INSERT INTO inbox (queue, body) VALUES ('train', '{\"lr\": 1}')")
+        thread.join(20)
+        assert taken == [b'{"lr": 1}']
+
+    def test_while_nothing_is_written_no_lock_is_taken(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver, "_GLANCE", 0.01)
+        client = jobs.open()
+        look, looks = client._look, []
+
+        def note(*args: Any) -> Any:
+            looks.append(args)
+            return look(*args)
+
+        monkeypatch.setattr(client, "_look", note)
+        assert client.receive([SPEC.name], 0.5) is None
+        assert len(looks) <= 4  # at first, once the bell hangs, and at the end; by the clock 50
+
+    def test_a_bell_that_is_rung_without_end_is_no_harm(self, jobs: Jobs) -> None:
+        client = jobs.open()
+        assert client._bells is not None
+        bell = client._bells.hang([1])
+        assert bell is not None
+        for _ in range(70_000):
+            bell.ring()
+        client._bells.ring([1])
+        bell.wait(1)
+        began = time.monotonic()
+        bell.wait(0.05)
+        assert time.monotonic() - began >= 0.04
+        client._bells.take_down(bell)
+
+
+class TestLeases:
+    def test_a_machine_that_was_paused_takes_no_job_from_a_living_worker(self, jobs: Jobs) -> None:
+        worker, idle = jobs.open(lease=2), jobs.open(lease=2)
+        publish(worker)
+        held = take(worker)
+        idle.receive([SPEC.name], 0)
+        jobs.clocks.skipped += 3600  # for both of them
+        looked = threading.Thread(target=lambda: idle.receive([SPEC.name], 0))
+        looked.start()
+        time.sleep(0.2)
+        worker.renew(held)  # as it does within a third of its lease
+        looked.join(10)
+        worker.ack(held)
+
+    def test_none_means_that_there_is_nothing_to_take_over(self, jobs: Jobs) -> None:
+        worker = jobs.open(lease=1)
+        publish(worker)
+        take(worker)
+        jobs.clocks.skipped += 3
+        newcomer = jobs.open()
+        again = newcomer.receive([SPEC.name], 0)
+        assert again is not None
+        assert again.attempt == 2
+
+    def test_after_a_reboot_all_leases_are_void(self, jobs: Jobs) -> None:
+        worker = jobs.open(lease=86_400)
+        publish(worker)
+        held = take(worker)
+        jobs.clocks.skipped = -86_400 * 365  # the clock begins anew
+        again = take(jobs.open(), 0)
+        assert again.attempt == 2
+        with pytest.raises(LeaseLost):
+            worker.ack(held)
+
+    def test_a_wall_clock_that_jumps_takes_no_lease(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        worker, idle = jobs.open(), jobs.open()
+        publish(worker)
+        held = take(worker)
+        for jump in (3600, -3600):
+            monkeypatch.setattr(jobs.clocks, "wall", lambda jump=jump: time.time() + jump)
+            assert idle.receive([SPEC.name], 0.05) is None
+        worker.ack(held)
+
+
+class TestSignals:
+    @pytest.fixture
+    def alarm(self) -> Iterator[Alarm]:
+        """Have a function called by a signal, in the middle of whatever is done."""
+        previous = signal.getsignal(signal.SIGALRM)
+
+        def ring(call: Callable[[], object], seconds: float) -> None:
+            signal.signal(signal.SIGALRM, lambda number, frame: call())
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+        yield ring
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+    def test_a_handler_that_calls_in_works_or_is_told_at_once(
+        self, jobs: Jobs, alarm: Alarm
+    ) -> None:
+        client, second = jobs.open(timeout=20), jobs.open(timeout=20)
+        refusals: list[str] = []
+        seconds: list[float] = []
+        worked = 0
+
+        def call() -> None:
+            nonlocal worked
+            for backend in (client, second):
+                began = time.monotonic()
+                try:
+                    publish(backend)
+                    worked += 1
+                except Unsupported as error:
+                    refusals.append(str(error))
+                seconds.append(time.monotonic() - began)
+
+        rounds = 300
+        for number in range(rounds):
+            alarm(call, 0.00001 + number / rounds * 0.001)
+            publish(client)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert worked
+        assert max(seconds) < 5
+        assert all("signal handler" in refusal for refusal in refusals)
+        assert client.count(SPEC.name).ready == rounds + worked
+
+    @pytest.mark.usefixtures("unraisable_is_dropped")
+    def test_what_a_handler_raises_passes_through_and_nothing_is_left_behind(
+        self, jobs: Jobs, alarm: Alarm
+    ) -> None:
+        client = jobs.open(timeout=5)
+
+        def call() -> None:
+            raise TimeoutError("the caller's own")
+
+        confirmed = 0
+        interruptions: list[str] = []
+        rounds = 300
+        for number in range(rounds):
+            try:
+                alarm(call, 0.00001 + number / rounds * 0.002)
+                publish(client)
+                confirmed += 1
+                held = client.receive([SPEC.name], 0)
+                if held is not None:
+                    client.nack(held, count=False)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except TimeoutError as error:
+                interruptions.append(str(error))
+        assert set(interruptions) == {"the caller's own"}
+        assert client.is_open
+        publish(client)
+        client.receive([SPEC.name], 0)  # gives back what an interrupted one took
+        counts = client.count(SPEC.name)
+        assert counts.leased is not None
+        left = counts.ready + counts.leased
+        assert confirmed + 1 <= left <= confirmed + len(interruptions) + 1
+        another = threading.Thread(target=jobs.open, daemon=True)
+        another.start()
+        another.join(30)
+        assert not another.is_alive()
+        gc.collect()  # what was lost on the way closes itself now, not in the next test
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads
+class TestForks:
+    def test_while_other_threads_are_busy(self, jobs: Jobs) -> None:
+        client = jobs.open()
+        stopped = threading.Event()
+        sent = [0] * 4
+
+        def work(number: int) -> None:
+            while not stopped.is_set():
+                publish(client)
+                sent[number] += 1
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+
+        def child() -> None:
+            client.abandon()
+            client.open()
+            for _ in range(5):
+                publish(client)
+            client.close()
+
+        statuses = [in_child(child) for _ in range(5)]
+        stopped.set()
+        for thread in threads:
+            thread.join(10)
+        assert statuses == [0] * 5
+        assert client.count(SPEC.name).ready == sum(sent) + 25
+        client.close()
+        assert jobs.execute("PRAGMA integrity_check") == [("ok",)]
+
+    def test_a_child_outlives_its_parent_and_everybody_else(self, jobs: Jobs) -> None:
+        """What SQLite believes of its locks must be the child's own."""
+        client = jobs.open()
+        publish(client)
+        go, ready = os.pipe()
+        done, finished = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                client.abandon()
+                client.open()
+                publish(client)
+                os.write(finished, b"1")
+                os.read(go, 1)
+                publish(client)  # all others have closed: is the log still the file's?
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        os.read(done, 1)
+        client.close()
+        other = jobs.open()
+        other.close()
+        os.write(ready, b"1")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        for end in (go, ready, done, finished):
+            os.close(end)
+        assert jobs.open().count(SPEC.name).ready == 3
+
+    def test_the_leases_of_the_parent_stay_its_own(self, jobs: Jobs) -> None:
+        client = jobs.open()
+        publish(client)
+        held = take(client)
+
+        def child() -> None:
+            client.abandon()
+            client.open()
+            with pytest.raises(LeaseLost):
+                client.ack(held)
+            client.close()
+
+        assert in_child(child) == 0
+        client.renew(held)
+        client.ack(held)
+
+    def test_a_child_of_a_transaction_is_refused(self, jobs: Jobs) -> None:
+        client = jobs.open()
+        connection = client._connections
+        assert connection is not None
+
+        def child() -> None:
+            client.abandon()
+            with pytest.raises(Unsupported, match="forked"):
+                client.open()
+
+        assert connection.write(lambda db: in_child(child)) == 0
+        publish(client)
+
+    def test_a_daemon_that_closes_all_files(self, jobs: Jobs) -> None:
+        client = jobs.open()
+
+        def daemon() -> None:
+            if os.fork():
+                os._exit(0)
+            os.closerange(3, 256)
+            client.abandon()
+            client.open()
+            publish(client)
+            client.close()
+
+        in_child(daemon)
+        assert take(client, 10).attempt == 1
+
+
+def test_a_call_in_a_closed_client_in_the_middle_of_others(jobs: Jobs) -> None:
+    client = jobs.open()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while True:
+                publish(client)
+                held = client.receive([SPEC.name], 0)
+                if held is not None:
+                    client.ack(held)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    client.close()
+    for thread in threads:
+        thread.join(10)
+    assert [type(error) for error in errors] == [BrokerUnavailable] * 8
+    assert jobs.open().count(SPEC.name).leased == 0
+    assert not [c for c in connections._open if c._db is None]
+
+
+def test_a_backend_is_gone_with_its_last_user(jobs: Jobs) -> None:
+    before = len(connections._open)
+    client = SQLiteBackend(Address("sqlite", path=str(jobs.path)))
+    client.open()
+    del client
+    assert len(connections._open) == before
