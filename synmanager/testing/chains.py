@@ -20,6 +20,7 @@ from synmanager.testing.steps import (
     in_thread,
     make_message,
     make_spec,
+    needs_return,
     publish,
     take,
     takes_nothing,
@@ -183,6 +184,7 @@ class Chains(Topic):
 
     @pytest.mark.parametrize("wait", WAITS)
     @pytest.mark.parametrize("queues", [1, 2])
+    @needs_return
     def test_who_lost_the_lease_learns_it_and_takes_nothing(
         self,
         broker: BrokerUnderTest,
@@ -207,6 +209,7 @@ class Chains(Topic):
         assert [delivery.attempt for delivery in rest] == [1, 1]
         other.renew(current)
 
+    @needs_return
     def test_a_lost_lease_stays_lost_after_the_job_is_done(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -360,6 +363,7 @@ class Chains(Topic):
         assert sorted(attempts.values()) == [[1], [1], [1], [1, 2], [1, 2]]
 
     @pytest.mark.parametrize("queues", [1, 2])
+    @needs_return
     def test_a_crash_in_the_middle_costs_what_was_held_one_attempt(
         self,
         broker: BrokerUnderTest,
@@ -386,6 +390,7 @@ class Chains(Topic):
             other.ack(delivery)
         assert takes_nothing(broker, other, *specs)
 
+    @needs_return
     def test_the_job_of_a_crashed_client_comes_in_a_chain(
         self,
         broker: BrokerUnderTest,
@@ -438,6 +443,23 @@ class Chains(Topic):
         assert done.settled
         assert_holds_nothing(client, other, spec)
         assert_counts(other, spec)
+
+    @pytest.mark.parametrize("wait", WAITS)
+    def test_the_ack_holds_though_the_next_queue_is_missing(
+        self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec, wait: float
+    ) -> None:
+        """Also for one who dies of it: the job is done, and its result is published."""
+        worker = broker.connect(lease=broker.lease)
+        publish(client, spec)
+        done = take(worker, spec)
+        with pytest.raises(TopologyError):
+            worker.receive([make_spec().name], wait, done)
+        assert done.settled
+        broker.cut(worker)
+        if worker.features.timed_lease:
+            broker.pass_time(broker.lease * 1.2)
+        assert takes_nothing(broker, client, spec)
+        assert_counts(client, spec)
 
     @pytest.mark.parametrize("shared", [True, False], ids=["one client", "a client each"])
     @pytest.mark.parametrize("queues", [1, 2])

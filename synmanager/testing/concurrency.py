@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import Future
+from contextlib import suppress
+from threading import Barrier
 
 import pytest
 
 from synmanager.backends.base import Delivery, QueueBackend, QueueSpec
+from synmanager.errors import LeaseLost
 from synmanager.message import decode
 from synmanager.testing.broker import BrokerUnderTest
+from synmanager.testing.settling import SETTLE
 from synmanager.testing.steps import (
     WAIT,
     assert_counts,
@@ -17,6 +21,7 @@ from synmanager.testing.steps import (
     in_thread,
     make_message,
     publish,
+    take,
     takes_nothing,
 )
 from synmanager.testing.topic import Declare, Topic
@@ -158,6 +163,50 @@ class Concurrency(Topic):
         in_thread(client.renew, delivery).result(WAIT)
         in_thread(client.ack, delivery).result(WAIT)
         assert takes_nothing(broker, client, spec)
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ("ack", "ack"),
+            ("ack", "nack"),
+            ("ack", "bury"),
+            ("nack", "nack"),
+            ("nack", "nack later"),
+            ("nack", "bury"),
+            ("bury", "bury"),
+        ],
+    )
+    def test_two_threads_that_settle_one_delivery_settle_it_once(
+        self, client: QueueBackend, spec: QueueSpec, first: str, second: str
+    ) -> None:
+        """As when a worker's own thread ends a job, and the one beside it that watches its time."""
+        rounds = 5
+        outcomes = []
+        for _ in range(rounds):
+            (sent,) = publish(client, spec)
+            delivery = take(client, spec)
+            together = Barrier(2)
+
+            def settle(
+                how: str, delivery: Delivery = delivery, together: Barrier = together
+            ) -> None:
+                together.wait(WAIT)
+                with suppress(LeaseLost):  # the other was first
+                    SETTLE[how](client, delivery)
+
+            results([in_thread(settle, how) for how in (first, second)])
+            assert delivery.settled
+            counts = client.count(spec.name)
+            outcomes.append((counts.ready, counts.delayed or 0, counts.dead))
+            again = client.receive([spec.name], 0)
+            if again is not None:
+                assert (again.message.id, again.attempt) == (sent.id, 2)
+                client.ack(again)
+            client.purge(spec.name)
+            client.purge_dead_letters(spec.name)
+        assert all(sum(outcome) <= 1 for outcome in outcomes), outcomes
+        if "ack" not in (first, second) and client.features.counts_delayed:
+            assert all(sum(outcome) == 1 for outcome in outcomes), outcomes
 
     def test_clients_that_declare_at_once_agree(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec

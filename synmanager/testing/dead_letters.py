@@ -11,11 +11,13 @@ from synmanager.message import Message, Rank
 from synmanager.testing.broker import BrokerUnderTest
 from synmanager.testing.steps import (
     AT_ONCE,
+    HEADERS,
     WAIT,
     assert_counts,
     drain,
     in_thread,
     make_message,
+    needs_sight,
     publish,
     take,
     takes_nothing,
@@ -34,6 +36,7 @@ class DeadLetters(Topic):
             client.bury(take(client, spec), f"reason {n}")
         return sent
 
+    @needs_sight
     def test_a_buried_message_is_kept_with_its_reason(
         self, broker: BrokerUnderTest, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -52,10 +55,72 @@ class DeadLetters(Topic):
         assert letter.message.submitted_at == pytest.approx(sent.submitted_at, abs=0.001)
         assert letter.queue == spec.name
         assert letter.reason == A_TRACEBACK
+        assert letter.traceback == ""
         assert letter.attempts == 2
         # By the epoch, not since the machine started; its server's clock may be a little off.
         assert letter.died_at == pytest.approx(time.time(), abs=300)
 
+    @needs_sight
+    def test_the_traceback_is_kept_beside_the_reason(
+        self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
+    ) -> None:
+        for delay in (0.0, 0.01):
+            publish(client, spec)
+            client.nack(take(client, spec), delay=delay)
+            client.bury(take(client, spec), "a reason", A_TRACEBACK)
+        for letter in other.dead_letters(spec.name, 10):
+            assert (letter.reason, letter.traceback) == ("a reason", A_TRACEBACK)
+        assert client.redrive(spec.name, 10) == 2
+        client.bury(take(client, spec), "another")
+        (letter,) = other.dead_letters(spec.name, 10)
+        assert (letter.reason, letter.traceback) == ("another", "")
+
+    @pytest.mark.parametrize("text", ["\ud800", "\0", "x" * 20_000], ids=["half", "nul", "long"])
+    @needs_sight
+    def test_texts_of_any_kind_are_kept(
+        self, client: QueueBackend, spec: QueueSpec, text: str
+    ) -> None:
+        (sent,) = publish(client, spec)
+        client.bury(take(client, spec), f"why {text}", f"where {text}")
+        (letter,) = client.dead_letters(spec.name, 10)
+        assert letter.message.id == sent.id
+        assert letter.reason.startswith("why ")
+        assert letter.traceback.startswith("where ")
+
+    @needs_sight
+    def test_headers_are_kept_and_come_back(
+        self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
+    ) -> None:
+        publish(client, spec, Message(b"{}", headers=HEADERS))
+        client.bury(take(client, spec), "a reason", A_TRACEBACK)
+        (letter,) = other.dead_letters(spec.name, 10)
+        assert letter.message.headers == HEADERS
+        assert other.redrive(spec.name, 10) == 1
+        delivery = take(client, spec)
+        assert delivery.message.headers == HEADERS
+        client.nack(delivery)
+        assert take(client, spec).message.headers == HEADERS
+
+    @needs_sight
+    def test_one_that_was_submitted_again_meanwhile_is_not_lost(
+        self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
+    ) -> None:
+        first, second = self.bury(client, spec, 2)
+        publish(client, spec, first)
+        if client.features.deduplicates:
+            # Of two with one id the broker would take the second for the first.
+            assert client.redrive(spec.name, 1) == 1
+            (letter,) = client.dead_letters(spec.name, 10)
+            assert letter.message.id == first.id
+            assert [d.message.id for d in drain(broker, client, spec)] == [first.id, second.id]
+            assert client.redrive(spec.name, 10) == 1
+            assert [d.message.id for d in drain(broker, client, spec)] == [first.id]
+        else:
+            assert client.redrive(spec.name, 10) == 2
+            ids = [delivery.message.id for delivery in drain(broker, client, spec)]
+            assert sorted(ids) == sorted([first.id, first.id, second.id])
+
+    @needs_sight
     def test_they_are_all_there_as_soon_as_they_were_looked_at(
         self, client: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -65,11 +130,13 @@ class DeadLetters(Topic):
             assert client.redrive(spec.name, 10) == 3
             assert client.purge(spec.name) == 3
 
+    @needs_sight
     def test_a_queue_without_dead_letters(self, client: QueueBackend, spec: QueueSpec) -> None:
         assert client.dead_letters(spec.name, 10) == []
         assert client.redrive(spec.name, 10) == 0
         assert client.purge_dead_letters(spec.name) == 0
 
+    @needs_sight
     def test_no_reason_is_too_long_to_keep_the_job(
         self, client: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -79,6 +146,7 @@ class DeadLetters(Topic):
         assert letter.message.id == sent.id
         assert letter.reason[: len(A_TRACEBACK)] == A_TRACEBACK
 
+    @needs_sight
     def test_looking_shows_the_oldest_and_changes_nothing(
         self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -91,6 +159,7 @@ class DeadLetters(Topic):
         assert len(other.dead_letters(spec.name, 100)) == 5
         assert_counts(other, spec, dead=5)
 
+    @needs_sight
     def test_a_redriven_message_starts_anew(
         self, broker: BrokerUnderTest, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -135,6 +204,7 @@ class DeadLetters(Topic):
         assert delivery is not None
         assert delivery.message.id == sent.id
 
+    @needs_sight
     def test_a_redriven_message_can_die_again(self, client: QueueBackend, spec: QueueSpec) -> None:
         (sent,) = self.bury(client, spec, 1)
         client.redrive(spec.name, 1)
@@ -157,6 +227,7 @@ class DeadLetters(Topic):
         take(client, first)
         assert takes_nothing(broker, client, second)
 
+    @needs_sight
     def test_purging_dead_letters_leaves_the_queue_alone(
         self, client: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -167,6 +238,7 @@ class DeadLetters(Topic):
         assert_counts(client, spec, ready=1)
         assert take(client, spec).message.id == sent.id
 
+    @needs_sight
     def test_purging_the_queue_leaves_the_dead_letters_alone(
         self, client: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -176,6 +248,7 @@ class DeadLetters(Topic):
         letters = client.dead_letters(spec.name, 10)
         assert [letter.message.id for letter in letters] == [message.id for message in sent]
 
+    @needs_sight
     def test_dead_letters_outlive_the_client_that_made_them(
         self, broker: BrokerUnderTest, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from synmanager.testing.steps import (
     end_leases,
     in_thread,
     make_message,
+    needs_return,
     publish,
     reopen,
     take,
@@ -48,6 +50,18 @@ class Leases(Topic):
         if worker.features.timed_lease:
             broker.pass_time(broker.lease * 1.2)
 
+    def test_the_job_of_a_crashed_client_is_gone_where_that_was_allowed(
+        self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
+    ) -> None:
+        if worker.features.keeps_held:
+            return  # the tests below
+        sent = publish(other, spec, make_message(1), make_message(2))
+        take(worker, spec)
+        broker.cut(worker)
+        # Nothing else goes with it.
+        assert [delivery.message.id for delivery in drain(broker, other, spec)] == [sent[1].id]
+
+    @needs_return
     def test_the_job_of_a_crashed_client_is_delivered_again(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -62,6 +76,24 @@ class Leases(Topic):
         other.ack(again)
         assert takes_nothing(broker, other, spec)
 
+    @needs_return
+    def test_none_means_that_there_is_nothing_to_take_over(
+        self, broker: BrokerUnderTest, worker: QueueBackend, spec: QueueSpec
+    ) -> None:
+        """For a newcomer as well, which has not seen the broker before and does not wait."""
+        (sent,) = publish(worker, spec)
+        take(worker, spec)
+        self.crash(broker, worker)
+        newcomer = broker.connect()
+        if newcomer.features.timed_lease:
+            again = newcomer.receive([spec.name], 0)
+            assert again is not None
+        else:
+            again = take(newcomer, spec)
+        assert again.message.id == sent.id
+        assert again.attempt == 2
+
+    @needs_return
     def test_every_crash_adds_one_attempt(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -74,6 +106,7 @@ class Leases(Topic):
         attempts.append(take(client, spec).attempt)
         assert attempts == [1, 2, 3, 4]
 
+    @needs_return
     def test_failures_and_crashes_are_added_up(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -86,6 +119,7 @@ class Leases(Topic):
         other.nack(third)
         assert take(other, spec).attempt == 4
 
+    @needs_return
     def test_a_crash_frees_all_that_was_held_and_nothing_that_was_settled(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -98,6 +132,31 @@ class Leases(Topic):
         assert attempts == {sent[0].id: 2, sent[2].id: 2, sent[3].id: 1}
         assert takes_nothing(broker, other, spec)
 
+    @needs_return
+    def test_a_delivery_that_is_dropped_unsettled_goes_back_or_ends_with_its_lease(
+        self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
+    ) -> None:
+        """As when its taker is interrupted before it has begun with it."""
+        sent = publish(other, spec, make_message(1), make_message(2))
+        dropped = worker.receive([spec.name], WAIT)
+        assert dropped is not None
+        kept = take(worker, spec)
+        settled = worker.receive([spec.name], 0)
+        assert settled is None
+        assert dropped.message.id == sent[0].id
+        del dropped
+        gc.collect()
+        if worker.features.timed_lease:
+            broker.pass_time(broker.lease * 0.6)
+            worker.renew(kept)
+            broker.pass_time(broker.lease * 0.6)
+        again = take(other, spec)
+        assert again.message.id == sent[0].id
+        other.ack(again)
+        worker.ack(kept)
+        assert takes_nothing(broker, other, spec)
+
+    @needs_return
     def test_a_waiting_client_gets_the_job_of_a_crashed_one(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -126,6 +185,7 @@ class Leases(Topic):
         assert takes_nothing(broker, worker, spec)
 
     @pytest.mark.parametrize("use", USES)
+    @needs_return
     def test_who_lost_the_lease_learns_it_and_harms_nobody(
         self,
         broker: BrokerUnderTest,
@@ -150,6 +210,7 @@ class Leases(Topic):
         assert again.attempt == 3
         other.ack(again)
 
+    @needs_return
     def test_a_lost_lease_stays_lost_after_the_job_is_done(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -160,6 +221,7 @@ class Leases(Topic):
         with pytest.raises(LeaseLost):
             worker.ack(stale)
 
+    @needs_return
     def test_an_old_receipt_cannot_settle_the_same_job_in_the_same_hands(
         self, broker: BrokerUnderTest, worker: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -173,6 +235,7 @@ class Leases(Topic):
         worker.nack(current)
         assert take(worker, spec).attempt == 3
 
+    @needs_return
     def test_an_old_receipt_cannot_settle_another_job(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -191,6 +254,7 @@ class Leases(Topic):
         worker.nack(current)
         assert take(worker, spec).attempt == 2
 
+    @needs_return
     def test_an_ack_across_a_new_connection_tells_the_truth(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -209,6 +273,7 @@ class Leases(Topic):
             take(other, spec)
         assert takes_nothing(broker, other, spec)
 
+    @needs_return
     def test_an_ack_without_a_connection_raises(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:

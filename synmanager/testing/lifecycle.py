@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from synmanager.backends.base import QueueBackend, QueueSpec
+from synmanager.backends.base import Delivery, QueueBackend, QueueSpec
 from synmanager.errors import BrokerUnavailable, LeaseLost, Unsupported
 from synmanager.testing.broker import BrokerUnderTest
 from synmanager.testing.steps import (
@@ -22,6 +22,7 @@ from synmanager.testing.steps import (
     make_message,
     make_spec,
     publish,
+    reopen,
     take,
     takes_nothing,
 )
@@ -44,10 +45,21 @@ CALLS: dict[str, Callable[[QueueBackend, QueueSpec], object]] = {
 
 
 class Lifecycle(Topic):
+    def test_what_nobody_knows_is_unavailable_and_ends_the_connection(
+        self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
+    ) -> None:
+        sent = publish(client, spec, make_message(1))
+        broker.confuse(client)
+        with pytest.raises(BrokerUnavailable):
+            client.count(spec.name)
+        assert not client.is_open
+        reopen(client, spec)
+        assert take(client, spec).message.id == sent[0].id
+
     def test_open_and_close_are_idempotent(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
     ) -> None:
-        fresh = broker.new_client()
+        fresh = broker.make()
         assert not fresh.is_open
         fresh.close()  # before it was ever open
         fresh.open()
@@ -80,7 +92,7 @@ class Lifecycle(Topic):
     ) -> None:
         begin = time.monotonic()
         with pytest.raises(BrokerUnavailable):
-            CALLS[call](broker.new_client(), spec)
+            CALLS[call](broker.make(), spec)
         assert time.monotonic() - begin < AT_ONCE
 
     @pytest.mark.parametrize("call", CALLS)
@@ -235,6 +247,24 @@ class Lifecycle(Topic):
         (sent,) = publish(client, spec)
         assert take(client, spec).message.id == sent.id
 
+    def test_a_forked_child_never_settles_what_its_parent_took(
+        self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
+    ) -> None:
+        (sent,) = publish(client, spec)
+        held = take(client, spec)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # as above
+            child = os.fork()
+        if child == 0:
+            os._exit(_settle_in_child(client, held))
+        result = in_thread(lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert result.result(3 * WAIT) == CHILD_WORKS
+        assert_counts(other, spec, leased=1)
+        client.renew(held)
+        client.nack(held)
+        again = take(client, spec)
+        assert (again.message.id, again.attempt) == (sent.id, 2)
+
 
 CHILD_WORKS = 42
 
@@ -256,3 +286,29 @@ def _live_in_child(client: QueueBackend) -> int:
         return CHILD_WORKS if delivery.message.id == sent.id else 1
     except BaseException:
         return 2
+
+
+def _settle_in_child(client: QueueBackend, held: Delivery) -> int:
+    """Try all that could end the parent's delivery; it is the parent's."""
+    try:
+        client.abandon()
+        try:
+            client.open()
+        except Unsupported:
+            return CHILD_WORKS
+        settlements: list[Callable[[], object]] = [
+            lambda: client.ack(held),
+            lambda: client.nack(held),
+            lambda: client.nack(held, delay=3600),
+            lambda: client.bury(held, "not mine"),
+            lambda: client.renew(held),
+            lambda: client.receive([held.queue], 0, held),
+        ]
+        for number, settle in enumerate(settlements):
+            with suppress(LeaseLost):
+                settle()
+                return number
+        client.close()
+        return CHILD_WORKS if not held.settled else 41
+    except BaseException:
+        return 40

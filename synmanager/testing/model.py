@@ -256,6 +256,10 @@ class ContractMachine(RuleBasedStateMachine):
     @rule(client=CLIENTS, queue=QUEUES, limit=st.integers(1, 3))
     def look_at_dead_letters(self, client: int, queue: int, limit: int) -> None:
         model = self.queues[queue]
+        if not self.features.shows_dead_letters:
+            with pytest.raises(Unsupported):
+                self.clients[client].dead_letters(model.spec.name, limit)
+            return
         letters = self.clients[client].dead_letters(model.spec.name, limit)
         assert [(letter.message.id, letter.attempts, letter.reason) for letter in letters] == [
             (job.message.id, job.attempt, f"reason {job.attempt}") for job in model.dead[:limit]

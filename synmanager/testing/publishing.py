@@ -12,6 +12,7 @@ from synmanager.errors import BrokerUnavailable, PublishInterrupted, Unroutable
 from synmanager.message import Message, Rank, decode, encode
 from synmanager.testing.broker import BrokerUnderTest
 from synmanager.testing.steps import (
+    HEADERS,
     assert_counts,
     bodies,
     drain,
@@ -92,6 +93,60 @@ class Publishing(Topic):
         assert delivery.attempt == 1
         assert delivery.defect is None
         assert not delivery.settled
+
+    @pytest.mark.parametrize("delay", [0.0, 0.01], ids=["at once", "delayed"])
+    def test_headers_arrive(self, client: QueueBackend, spec: QueueSpec, delay: float) -> None:
+        batch = [Message(b"1", headers=HEADERS), Message(b"2"), Message(b"3", headers={"a": "b"})]
+        publish(client, spec, *batch, delay=delay)
+        taken = [take(client, spec).message for _ in batch]
+        assert [dict(message.headers) for message in taken] == [HEADERS, {}, {"a": "b"}]
+        assert [message.body for message in taken] == [b"1", b"2", b"3"]
+
+    @pytest.mark.parametrize("delay", [0.0, 3600.0], ids=["at once", "delayed"])
+    def test_those_that_are_there_already_are_counted(
+        self, client: QueueBackend, other: QueueBackend, spec: QueueSpec, delay: float
+    ) -> None:
+        def send(*messages: Message) -> int:
+            return other.publish(spec.exchange.name, spec.routing_key, messages, delay=delay)
+
+        counts = client.features.deduplicates
+        batch = [make_message(number) for number in range(3)]
+        assert send() == 0
+        assert send(*batch[:2]) == 0
+        assert send(*batch) == (2 if counts else 0)
+        assert send(batch[2], make_message(), batch[2]) == (2 if counts else 0)
+
+    def test_what_is_held_is_there_and_what_has_ended_is_not(
+        self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
+    ) -> None:
+        (sent,) = publish(client, spec)
+
+        def send() -> int:
+            return other.publish(spec.exchange.name, spec.routing_key, [sent])
+
+        held = take(client, spec)
+        if client.features.deduplicates:
+            assert send() == 1
+            client.nack(held, delay=3600)
+            assert send() == 1
+            client.delete(spec.name, sent.id)
+            assert send() == 0
+            held = take(client, spec)
+        client.ack(held)
+        assert send() == 0
+        client.bury(take(client, spec), "a reason")
+        assert send() == 0
+        assert take(client, spec).message.id == sent.id
+
+    def test_one_that_some_queue_takes_is_not_counted(
+        self, client: QueueBackend, declare: Declare
+    ) -> None:
+        first = declare("fanout")
+        (sent,) = publish(client, first)
+        declare(exchange=first.exchange)
+        assert client.publish(first.exchange.name, "", [sent]) == 0
+        expected = 1 if client.features.deduplicates else 0
+        assert client.publish(first.exchange.name, "", [sent]) == expected
 
     def test_a_schema_of_the_future_and_an_unknown_time_arrive(
         self, client: QueueBackend, spec: QueueSpec

@@ -73,6 +73,17 @@ class Ranking(Topic):
             client.nack(delivery)
         assert [d.message.rank for d in drain(broker, client, spec)] == [HIGH, NORMAL, LOW]
 
+    def test_a_nacked_message_comes_first_of_its_rank_where_the_broker_can_do_that(
+        self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
+    ) -> None:
+        sent = publish(client, spec, *map(make_message, range(3)))
+        client.nack(take(client, spec))
+        ids = [delivery.message.id for delivery in drain(broker, client, spec)]
+        if client.features.requeues_at_head:
+            assert ids == [message.id for message in sent]
+        else:
+            assert sorted(ids) == sorted(message.id for message in sent)
+
     def test_the_first_queue_that_has_something_wins(
         self, client: QueueBackend, declare: Declare
     ) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
-from synmanager.backends.base import QueueBackend, QueueSpec
+from synmanager.backends.base import Delivery, QueueBackend, QueueSpec
 from synmanager.errors import Undecodable
 from synmanager.message import Rank, decode
 from synmanager.testing.broker import BrokerUnderTest
@@ -16,6 +17,7 @@ from synmanager.testing.steps import (
     drain,
     in_thread,
     make_message,
+    needs_sight,
     publish,
     take,
     takes_nothing,
@@ -57,6 +59,35 @@ class Receiving(Topic):
             assert delivery is not None
             assert delivery.message.id == sent.id
             client.ack(delivery)
+
+    def test_a_loop_waits_until_it_is_called_off(
+        self, broker: BrokerUnderTest, client: QueueBackend, other: QueueBackend, declare: Declare
+    ) -> None:
+        """By another thread, or by a signal's handler, which can make no call of a driver's."""
+        specs = [declare(), declare()]
+        names = [spec.name for spec in specs]
+        over = threading.Event()
+
+        def wait() -> Delivery | None:
+            while not over.is_set():
+                found = client.await_job(names, WAIT, called_off=over.is_set)
+                if found is not None:
+                    return found
+            return None
+
+        waiting = in_thread(wait)
+        time.sleep(broker.quiet)
+        (sent,) = publish(other, specs[1])
+        held = waiting.result(AT_ONCE)
+        assert held is not None
+        assert held.message.id == sent.id
+        client.ack(held)
+        waiting = in_thread(wait)
+        time.sleep(broker.quiet)
+        over.set()
+        assert waiting.result(WAIT / 2) is None
+        publish(other, specs[1])
+        take(other, *specs, wait=AT_ONCE)  # nobody else waits for it
 
     @pytest.mark.parametrize("ringing", [0, 1, 2])
     def test_a_receive_on_several_queues_wakes_up_for_any(
@@ -204,6 +235,7 @@ class Receiving(Topic):
         assert third.message.body == FOREIGN_BODY
 
     @pytest.mark.parametrize("body", UNDECODABLE, ids=lambda body: repr(body[:20]))
+    @needs_sight
     def test_a_body_that_nobody_can_read_arrives_and_can_be_buried(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec, body: bytes
     ) -> None:
@@ -221,6 +253,7 @@ class Receiving(Topic):
         publish(client, spec, make_message("sound"))
         assert decode(take(client, spec).message.body) == {"number": "sound"}
 
+    @needs_sight
     def test_damaged_metadata_arrives_as_a_defect_and_can_be_buried(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
     ) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from synmanager.backends.base import Delivery, QueueBackend, QueueSpec
-from synmanager.message import Rank
+from synmanager.message import Message, Rank
 from synmanager.testing.broker import BrokerUnderTest
 from synmanager.testing.steps import (
     AT_ONCE,
+    HEADERS,
     WAIT,
     assert_counts,
     drain,
@@ -83,6 +84,18 @@ class Settling(Topic):
         assert again.message.body == sent.body
         assert again.message.submitted_at == pytest.approx(sent.submitted_at, abs=0.001)
         assert not again.settled
+
+    @pytest.mark.parametrize("delay", [0.0, 0.01], ids=["at once", "delayed"])
+    def test_headers_come_back_each_time(
+        self, client: QueueBackend, spec: QueueSpec, delay: float
+    ) -> None:
+        publish(client, spec, Message(b"{}", headers=HEADERS))
+        for _ in range(2):
+            client.nack(take(client, spec), delay=delay)
+        client.nack(take(client, spec), count=False)
+        delivery = take(client, spec)
+        assert delivery.message.headers == HEADERS
+        assert delivery.attempt == 3
 
     def test_every_counted_nack_adds_one_attempt(
         self, client: QueueBackend, spec: QueueSpec

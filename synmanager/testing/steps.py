@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+import pytest
 
 from synmanager.backends.base import Counts, Delivery, ExchangeSpec, QueueBackend, QueueSpec
-from synmanager.errors import BrokerUnavailable
+from synmanager.errors import BrokerUnavailable, Unsupported
 from synmanager.message import Message, Rank, encode
 from synmanager.testing.broker import BrokerUnderTest
+from synmanager.testing.watchdog import in_thread
 
 __all__ = [
     "AT_ONCE",
+    "HEADERS",
     "WAIT",
     "assert_counts",
     "bodies",
@@ -24,11 +28,16 @@ __all__ = [
     "in_thread",
     "make_message",
     "make_spec",
+    "needs_return",
+    "needs_sight",
     "publish",
     "reopen",
     "take",
     "takes_nothing",
 ]
+
+#: What may travel beside a body.
+HEADERS = {"deadline": "1764094604.5", "reply-to": "ünicode 🐧 'quoted' \"twice\"\n", "empty": ""}
 
 #: Seconds within which what must come has come, on a slow machine and a busy broker.
 WAIT = 10.0
@@ -36,7 +45,8 @@ WAIT = 10.0
 #: Seconds that mean "woken", and not "found at the next look".
 AT_ONCE = 1.0
 
-Result = TypeVar("Result")
+#: A delivery that a test does not keep would go back.
+_held: WeakKeyDictionary[QueueBackend, list[Delivery]] = WeakKeyDictionary()
 
 
 def make_spec(type: str = "topic", *, exchange: ExchangeSpec | None = None) -> QueueSpec:
@@ -59,9 +69,10 @@ def publish(
 
 
 def take(client: QueueBackend, *specs: QueueSpec, wait: float = WAIT) -> Delivery:
-    """Receive what must be there, or come."""
+    """Receive what must be there, or come; it is held until it is settled, or its client goes."""
     delivery = client.receive([spec.name for spec in specs], wait)
     assert delivery is not None, f"nothing came within {wait} s"
+    _held.setdefault(client, []).append(delivery)
     return delivery
 
 
@@ -96,6 +107,35 @@ def reopen(client: QueueBackend, spec: QueueSpec) -> None:
     raise AssertionError("open() did not make a working connection")
 
 
+def needs_return(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test in which a dead holder's job comes back.
+
+    Where ``Features.keeps_held`` denies that, the job is gone, which ``Leases`` asserts once.
+    """
+
+    @wraps(test)
+    def run(self: object, **fixtures: Any) -> None:
+        if fixtures["broker"].new_client().features.keeps_held:
+            test(self, **fixtures)
+
+    return run
+
+
+def needs_sight(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that looks at dead letters; where ``Features`` denies that, it is refused."""
+
+    @wraps(test)
+    def run(self: object, **fixtures: Any) -> None:
+        client: QueueBackend = fixtures["client"]
+        if client.features.shows_dead_letters:
+            test(self, **fixtures)
+            return
+        with pytest.raises(Unsupported):
+            client.dead_letters(fixtures["spec"].name, 1)
+
+    return run
+
+
 def end_leases(broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec) -> None:
     """Make the broker take back what ``client`` (of ``lease=broker.lease``) holds.
 
@@ -106,20 +146,6 @@ def end_leases(broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec) -
     else:
         broker.cut(client)
         reopen(client, spec)
-
-
-def in_thread(work: Callable[..., Result], *arguments: Any) -> Future[Result]:
-    """Run in a thread that cannot keep the test run from ending, even if it never returns."""
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 def assert_counts(

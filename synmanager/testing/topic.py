@@ -9,6 +9,7 @@ import pytest
 from synmanager.backends.base import ExchangeSpec, QueueBackend, QueueSpec
 from synmanager.testing.broker import BrokerUnderTest
 from synmanager.testing.steps import make_spec
+from synmanager.testing.watchdog import bounded, watched
 
 __all__ = ["Topic"]
 
@@ -20,8 +21,13 @@ class Topic:
     """Base of the topics. The fixture ``broker`` comes from the backend's own test module."""
 
     @pytest.fixture(autouse=True)
+    def _is_watched(self, broker: BrokerUnderTest, request: pytest.FixtureRequest) -> None:
+        request.node.obj = watched(request.node.obj, broker.patience)
+
+    @pytest.fixture(autouse=True)
     def _clients_are_closed(self, broker: BrokerUnderTest) -> Iterator[None]:
         yield
+        broker.thaw()
         broker.close_clients()
 
     @pytest.fixture
@@ -40,11 +46,12 @@ class Topic:
 
         def declare_one(type: str = "topic", *, exchange: ExchangeSpec | None = None) -> QueueSpec:
             spec = make_spec(type, exchange=exchange)
-            client.declare(spec)
+            bounded(broker.patience, client.declare, spec)
             declared.extend((spec, spec.exchange))
             return spec
 
         yield declare_one
+        broker.thaw()
         broker.discard(*declared)
 
     @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -135,6 +136,36 @@ class Topology(Topic):
         assert takes_nothing(broker, other, spec)
         (sent,) = publish(client, spec, make_message("next"))
         assert take(client, spec).message.id == sent.id
+
+    @pytest.mark.parametrize("mistake", ["publish", "receive", "count", "redrive"])
+    def test_after_a_mistake_a_declaration_looks_at_the_broker(
+        self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec, mistake: str
+    ) -> None:
+        """What was there when it was declared first may be gone, where ``discard`` can do that."""
+        publish(client, spec)
+        client.bury(take(client, spec), "a reason")
+        broker.discard(spec)
+        with suppress(TopologyError):  # of which some may not be one here
+            match mistake:
+                case "publish":
+                    publish(client, spec)
+                case "receive":
+                    client.receive([spec.name], 0)
+                case "count":
+                    client.count(spec.name)
+                case _:
+                    client.redrive(spec.name, 1)
+                    client.count(spec.name)
+        client.declare(spec)
+        drain(broker, client, spec)
+        (sent,) = publish(client, spec)
+        delivery = take(client, spec)
+        assert delivery.message.id == sent.id
+        client.nack(delivery, delay=broker.delay)
+        broker.pass_time(broker.delay)
+        client.bury(take(client, spec), "another reason")
+        if client.features.shows_dead_letters:
+            assert client.dead_letters(spec.name, 10)[-1].reason == "another reason"
 
     def test_unroutable_is_an_error_of_topology(self) -> None:
         assert issubclass(Unroutable, TopologyError)
