@@ -1,0 +1,5 @@
+"""PostgreSQL as a broker: ``postgresql://user:password@host/database``."""
+
+from synmanager_postgresql.backend import PostgreSQLBackend
+
+__all__ = ["PostgreSQLBackend"]
