@@ -1,0 +1,81 @@
+"""Following the journal's events, on a connection of one's own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from synmanager.backends.base import QueueBackend
+from synmanager.engine.session import Session
+from synmanager.errors import Unsupported
+from synmanager.journal.events import EVENTS, Event, read
+from synmanager.journal.recorder import flush_all
+
+__all__ = ["Reader"]
+
+#: Seconds that one wait at the broker lasts.
+_SLICE = 1.0
+
+#: Seconds for what this very process has not written yet.
+_OWN = 0.2
+
+#: Entries of one reading, each of which may have many events.
+_LIMIT = 500
+
+
+class Reader:
+    """Reads on, whenever it is asked to; nothing happens in between.
+
+    Args:
+        take: gets each event once, in order, but for those that were recorded twice.
+        after: seconds since the epoch, before which nothing is of interest.
+
+    Raises:
+        Unsupported: the broker keeps no journal.
+    """
+
+    def __init__(self, session: Session, take: Callable[[Event], None], after: float = 0.0) -> None:
+        if not session.backend.features.journal:
+            raise Unsupported(f"{session.backend.address.scheme} keeps no journal")
+        self._session = session
+        self._take = take
+        self._position: str | float = after
+        self._lock = threading.Lock()
+
+    def catch_up(self) -> None:
+        """Read all that there is."""
+        flush_all(_OWN)
+        with self._lock:
+            while self._read(0.0):
+                pass
+
+    def wait(self, seconds: float) -> bool:
+        """Read something new: True when there was something, False after this time."""
+        with self._lock:
+            return self._read(seconds)
+
+    def until(self, done: Callable[[], bool], timeout: float | None) -> bool:
+        """Read on until something is so; False if it was not in time."""
+        end = None if timeout is None else time.monotonic() + timeout
+        self.catch_up()
+        while not done():
+            left = _SLICE if end is None else end - time.monotonic()
+            if left <= 0:
+                return False
+            self.wait(min(left, _SLICE))
+        return True
+
+    def _read(self, wait: float) -> bool:
+        after = self._position
+
+        def replay(backend: QueueBackend) -> list[tuple[str, bytes]]:
+            entries = backend.replay(EVENTS, after, wait=wait, limit=_LIMIT)
+            return [(entry.position, entry.data) for entry in entries]
+
+        found = self._session.call(replay)
+        for position, data in found:
+            for event in read(data):
+                self._take(event)
+            self._position = position
+        return bool(found)

@@ -1,0 +1,205 @@
+"""A sweep: its results and failures as they come, also for a Director that comes back."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from typing import Any
+
+import pytest
+from grid import Grid, in_thread
+
+from synmanager import Reject, Sweep, Worker
+from synmanager.errors import InvalidJob, SynmanagerError, Unsupported
+from synmanager.journal import desk, marks, recorder
+from synmanager.journal.actions import acted
+from synmanager.journal.events import EVENTS, write
+from synmanager.journal.reader import Reader
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNMANAGER_JOURNAL", "on")
+    monkeypatch.setattr(marks, "PATIENCE", 5.0)
+    monkeypatch.setattr(desk, "PATIENCE", 5.0)
+
+
+def train(run: int, **_: Any) -> dict[str, Any]:
+    if run % 10 == 7:
+        raise Reject(f"poison {run}")
+    return {"run": run, "square": run * run}
+
+
+def work(grid: Grid, **options: Any) -> None:
+    Worker({"train": train}, url=grid.url, **options).run(burst=True)
+    recorder.flush_all(5)
+
+
+def runs(count: int) -> list[dict[str, int]]:
+    return [{"run": run} for run in range(count)]
+
+
+def test_results_and_failures_come_with_their_jobs(grid: Grid) -> None:
+    with grid.producer().sweep(runs(20), name="lr-search", priority="high") as sweep:
+        assert sweep.counts() == {"queued": 20}
+        assert {message.rank.name for message in grid.ready("train")} == {"HIGH"}
+        join = in_thread(lambda: work(grid))
+        found = {done.job["run"]: done for done in sweep.results(timeout=30)}
+        join()
+        assert sorted(found) == list(range(20))
+        assert found[4].result == {"run": 4, "square": 16}
+        assert found[4].error is None
+        assert (found[17].result, found[17].error) == (None, "dead: poison 17")
+        assert found[3].id == "lr-search.3"
+        assert sweep.counts() == {"succeeded": 18, "dead": 2}
+        assert list(sweep) == []
+
+
+def test_a_director_that_comes_back_goes_on(grid: Grid) -> None:
+    first = grid.producer().sweep(runs(9), name="search")
+    work(grid)
+    results = first.results(timeout=30)
+    taken = [next(results).id for _ in range(4)]
+    first.close()  # the fourth is being worked at
+    with Sweep.attach("search", url=grid.url) as second:
+        rest = [done.id for done in second.results(timeout=30)]
+    assert sorted(taken[:3] + rest) == sorted(f"search.{n}" for n in range(9))
+    with Sweep.attach("search", url=grid.url) as third:
+        assert list(third) == []
+    with Sweep.attach("search", url=grid.url, again=True) as fourth:
+        assert len(list(fourth)) == 9
+    results.close()
+
+
+def test_the_dead_are_tried_again(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    with grid.producer().sweep(runs(8)) as sweep:
+        work(grid)
+        assert len(list(sweep.results(timeout=30))) == 8
+        monkeypatch.setitem(globals(), "train", lambda run: {"run": run})
+        assert sweep.retry_dead() == 1
+        assert sweep.counts() == {"succeeded": 7, "queued": 1}
+        work(grid)
+        (done,) = sweep.results(timeout=30)
+        assert (done.job, done.error) == ({"run": 7}, None)
+        assert sweep.retry_dead() == 0
+
+
+def test_what_is_left_is_cancelled(grid: Grid) -> None:
+    with grid.producer().sweep(runs(6)) as sweep:
+        grid.consumer().poll_message(train)
+        sweep.cancel()
+        work(grid)
+        found = list(sweep.results(timeout=30))
+        assert len(found) == 6
+        assert sweep.counts() == {"succeeded": 1, "cancelled": 5}
+        assert {done.error for done in found} == {None, "cancelled: cancelled before it ran"}
+    assert grid.count() == {}
+
+
+def test_what_somebody_purges_has_ended(grid: Grid) -> None:
+    with grid.producer().sweep(runs(6)) as sweep:
+        grid.consumer().poll_message(train)
+        recorder.flush_all(5)
+        assert grid.consumer().purge() == 5
+        found = list(sweep.results(timeout=30))
+        assert sweep.counts() == {"succeeded": 1, "cancelled": 5}
+        assert [done.result for done in found if done.error is None] == [{"run": 0, "square": 0}]
+        errors = {done.error for done in found if done.error}
+        assert len(errors) == 1
+        assert errors.pop().startswith("cancelled: purged from its queue by ")
+        assert list(sweep) == []
+    with Sweep.attach(sweep.name, url=grid.url, again=True) as again:
+        assert {done.id: done for done in again} == {done.id: done for done in found}
+
+
+def test_what_was_taken_before_a_purge_and_is_told_late_comes_with_its_result(grid: Grid) -> None:
+    with grid.producer().sweep(runs(2)) as sweep:
+        purge = acted("purge_queue", "me", time.time(), 2, who="me", queue="train")
+        grid.client().record(EVENTS, list(map(write, purge)))
+        assert {done.result for done in sweep.results(timeout=30)} == {None}
+        work(grid)  # they were not in the queue, but in a worker's hands
+        found = [done.result for done in sweep.results(timeout=30)]
+        assert found == [{"run": 0, "square": 0}, {"run": 1, "square": 1}]
+        assert sweep.counts() == {"succeeded": 2}
+
+
+def test_long_results_come_whole(grid: Grid) -> None:
+    text = '"é' * 100_000
+    with grid.producer().sweep([{"text": text}]) as sweep:
+        Worker({"train": lambda text: {"back": text}}, url=grid.url).run(burst=True)
+        (done,) = sweep.results(timeout=30)
+        assert done.job == {"text": text}
+        assert done.result == {"back": text}
+
+
+def test_results_in_time(grid: Grid) -> None:
+    with grid.producer().sweep(runs(1)) as sweep, pytest.raises(TimeoutError):
+        next(sweep.results(timeout=0.1))
+
+
+def test_a_new_one_costs_no_reading(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a busy grid's journal, the last hour alone takes longer than to submit the jobs."""
+    reads: list[float] = []
+    read = Reader._read
+
+    def note(self: Reader, wait: float) -> bool:
+        reads.append(wait)
+        return read(self, wait)
+
+    monkeypatch.setattr(Reader, "_read", note)
+    with grid.producer().sweep(runs(3)) as sweep:
+        assert not reads
+        assert sweep.counts() == {"queued": 3}
+    assert reads
+
+
+def test_a_name_is_for_one(grid: Grid) -> None:
+    with grid.producer().sweep(runs(1), name="mine"), pytest.raises(InvalidJob, match="already"):
+        grid.producer().sweep(runs(1), name="mine")
+    with pytest.raises(InvalidJob, match="letters"):
+        grid.producer().sweep(runs(1), name="a b")
+    with pytest.raises(InvalidJob, match="knows no sweep"):
+        Sweep.attach("other", url=grid.url)
+
+
+def test_a_submission_that_was_cut_off_is_finished(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = grid.producer()
+    publish = type(producer)._publish
+
+    def half(self: Any, session: Any, messages: list[Any], delay: Any = 0.0) -> int:
+        publish(self, session, messages[:3], delay)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(type(producer), "_publish", half)
+        with pytest.raises(KeyboardInterrupt):
+            producer.sweep(runs(6), name="cut")
+    with pytest.raises(SynmanagerError, match="cut off"):
+        Sweep.attach("cut", url=grid.url)
+    grid.consumer().poll_message(train)
+    with producer.sweep(runs(6), name="cut") as sweep:
+        assert grid.count() == {"ready": 5}
+        work(grid)
+        assert len(list(sweep.results(timeout=30))) == 6
+
+
+def test_where_there_is_no_journal(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNMANAGER_JOURNAL", "off")
+    with pytest.raises(Unsupported):
+        grid.producer().sweep(runs(1))
+
+
+def test_a_bar_on_a_terminal(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    with grid.producer().sweep(runs(8)) as sweep:
+        work(grid)
+        monkeypatch.setattr(sys, "stderr", screen)
+        list(sweep)
+    assert "8/8 1 failed" in screen.getvalue()
