@@ -1,0 +1,216 @@
+"""Who gets into a dashboard, and what may come out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from dashboards import Site, serving
+from grid import Grid
+
+from synmanager import Reject, Worker
+from synmanager.backends.registry import create_backend
+from synmanager.cli import main
+from synmanager.errors import ConfigurationError
+from synmanager.journal import recorder
+from synmanager.settings import load_settings
+from synmanager.web.app import make_app
+from synmanager.web.gate import Guards
+from synmanager.web.serve import check_reach
+
+TOKEN = "0123456789abcdef-token"
+
+PATHS = (
+    "/", "/waiting", "/sweeps", "/dead", "/workers", "/broker", "/job?phase=train&id=bad",
+    "/sweep?name=nobody", "/letter?queue=train&id=bad", "/dead?queue=train&reason=poison",
+    "/static/style.css", "/static/live.js", "/metrics", "/nothing", "/do/purge?queue=train&id=bad",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNMANAGER_JOURNAL", "on")
+
+
+@pytest.fixture
+def broker(grid: Grid) -> Grid:
+    """A dead letter, and a job that waits."""
+
+    def work(**job: Any) -> None:
+        raise Reject("poison")
+
+    grid.producer().submit({"run": 1}, job_id="bad")
+    Worker({"train": work}, url=grid.url).run(burst=True)
+    grid.producer().submit({"run": 2}, job_id="waits")
+    recorder.flush_all(5)
+    return grid
+
+
+@pytest.fixture
+def site(broker: Grid) -> Iterator[Site]:
+    with serving(broker.url) as made:
+        made.until_caught_up()
+        yield made
+
+
+@pytest.fixture
+def guarded(broker: Grid) -> Iterator[Site]:
+    with serving(broker.url, token=TOKEN, allows=True) as made:
+        made.until_caught_up()
+        made.headers.clear()
+        yield made
+
+
+def all_there_is(url: str) -> list[object]:
+    """What a broker holds, and what was asked of it."""
+    backend = create_backend(load_settings(url=url).address)
+    backend.open()
+    try:
+        logs = [
+            [entry.data for entry in backend.replay(log, limit=100_000)]
+            for log in ("events", "marks", "checkpoints")
+        ]
+        letters = [(each.message, each.reason) for each in backend.dead_letters("train", 100)]
+        return [backend.count("train"), letters, *logs]
+    finally:
+        backend.close()
+
+
+class Inline(HTMLParser):
+    """Collects what a strict policy forbids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        named = dict(attributes)
+        if tag == "style" or (tag == "script" and "src" not in named):
+            self.found.append(tag)
+        self.found += [name for name in named if name == "style" or name.startswith("on")]
+        for name in ("src", "href", "action"):
+            link = named.get(name) or "/"
+            if not link.startswith(("/", "#")) or link.startswith("//"):
+                self.found.append(link)
+
+
+def test_beyond_loopback_a_token_is_required() -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1", "mq.example", ""):
+        with pytest.raises(ConfigurationError, match="token"):
+            check_reach(host, Guards(None, "me"))
+        check_reach(host, Guards(TOKEN, "me"))
+    for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
+        check_reach(host, Guards(None, "me"))
+
+
+def test_the_command_refuses_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dashboard", "--host", "0.0.0.0", "--backend", "memory"]) == 1
+    assert "--token-file" in capsys.readouterr().err
+
+
+def test_a_token_that_can_be_guessed_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="16"):
+        Guards("hunter2", "me")
+
+
+def test_every_answer_has_the_headers_and_nothing_inline(site: Site) -> None:
+    for path in PATHS:
+        answer = site.ask(path)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy, path
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        if answer.headers["content-type"].startswith("text/html"):
+            page = Inline()
+            page.feed(answer.text)
+            assert page.found == [], path
+            assert answer.headers["cache-control"] == "no-store"
+
+
+def test_another_s_name_for_this_machine_is_refused(site: Site) -> None:
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.", "", "["):
+        answer = site.ask("/", Host=host)
+        assert answer.status in (400, 421), host
+        assert "waits" not in answer.text
+    for host in ("127.0.0.1", "localhost:8080", "[::1]:8080"):
+        assert site.ask("/", Host=host).status == 200, host
+
+
+def test_without_the_token_nothing_is_told(guarded: Site) -> None:
+    for path in (*PATHS, "/live?of=/"):
+        answer = guarded.ask(path)
+        assert "waits" not in answer.text
+        if not path.startswith("/static"):
+            assert (answer.status, answer.headers.get("location")) == (303, "/login")
+            assert guarded.ask(path, Accept="application/json").status == 401
+            assert guarded.ask(f"/?token={TOKEN}").status == 303
+    assert guarded.ask("/", Authorization="Bearer nearly").status == 401
+    assert guarded.ask("/", Authorization=f"Bearer {TOKEN}").status == 200
+    assert guarded.ask("/", Cookie="synmanager_session=made-up").status == 303
+    assert guarded.post("/do/purge", {"queue": "train", "id": "bad"}).status == 401
+
+
+def test_a_browser_logs_in_and_out(guarded: Site) -> None:
+    assert guarded.get("/login").status == 200
+    wrong = guarded.post("/login", {"token": "not this one at all"})
+    assert (wrong.status, "set-cookie" in wrong.headers) == (401, False)
+    strange = guarded.post("/login", {"token": TOKEN}, Origin="http://evil.example")
+    assert (strange.status, "set-cookie" in strange.headers) == (403, False)
+
+    answer = guarded.post("/login", {"token": TOKEN, "name": "Ada\x1b[2J"})
+    cookie = answer.headers["set-cookie"]
+    assert answer.status == 303
+    assert "HttpOnly" in cookie
+    assert "samesite=strict" in cookie.lower()
+    assert TOKEN not in cookie
+    guarded.cookie = cookie.partition(";")[0]
+    page = guarded.get("/")
+    assert page.status == 200
+    assert guarded.post("/logout", {"form": page.hidden("form")}).status == 303
+    assert guarded.get("/").status == 303
+
+
+def test_read_only_means_that_no_path_changes_anything(site: Site, broker: Grid) -> None:
+    app = make_app(site.observer, Guards(None, "me"), allows=False)
+    paths = {str(getattr(route, "path", route)) for route in app.app.routes}  # type: ignore[attr-defined]
+    assert {"/", "/live", "/login", "/logout", "/static/{name}"} <= paths
+    assert not any(path.startswith("/do") for path in paths)
+    before = all_there_is(broker.url)
+    paths = {path.replace("{name}", "purge") for path in paths} | {
+        f"/do/{name}"
+        for name in ("cancel", "redrive", "purge", "edit", "cancel-sweep", "pause", "resume")
+    }
+    about = {"phase": "train", "queue": "train", "id": "bad", "number": "1", "reason": "poison"}
+    form = Guards(None, "tester").form_token  # of another run
+    for path in sorted(paths - {"/live"}):
+        for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"):
+            assert site.ask(path, method).status < 500
+        answer = site.post(path, {**about, "form": form.__name__})
+        assert answer.status in (401, 403, 404, 405), path
+    assert all_there_is(broker.url) == before
+
+
+def test_a_forged_form_changes_nothing(guarded: Site, broker: Grid) -> None:
+    guarded.headers["Authorization"] = f"Bearer {TOKEN}"
+    about = {"queue": "train", "id": "bad"}
+    asked = guarded.get("/do/purge", **about)
+    assert "Remove 1 dead letter" in asked.text
+    good = {**about, "form": asked.hidden("form"), "number": "1"}
+    before = all_there_is(broker.url)
+    for fields in (about, {**good, "form": ""}, {**good, "form": "0" * 64}):
+        assert guarded.post("/do/purge", fields).status == 403
+    assert guarded.post("/do/purge", good, Origin="http://evil.example").status == 403
+    assert guarded.post("/do/purge", good, Sec_Fetch_Site="cross-site").status == 403
+    assert guarded.ask("/do/purge", "POST", "{}", Content_Type="application/json").status == 403
+    assert guarded.post("/do/purge", {**good, "number": "7"}).status == 409
+    assert guarded.post("/do/everything", good).status == 404
+    assert all_there_is(broker.url) == before
+    assert guarded.post("/do/purge", good).status == 200
+    assert broker.dead() == []
+
+
+def test_a_form_that_is_too_long_is_refused(guarded: Site) -> None:
+    guarded.headers["Authorization"] = f"Bearer {TOKEN}"
+    assert guarded.post("/do/edit", {"job": "x" * 5_000_000}).status == 403
