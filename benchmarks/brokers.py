@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,8 +29,8 @@ AMQP_VARIABLE = "SYNMANAGER_TEST_AMQP_URL"
 REDIS_VARIABLE = "SYNMANAGER_TEST_REDIS_URL"
 
 #: What can be started, by the names that the fault suite has for them; the first is the default.
-RABBITMQ = ("rabbitmq-3.10", "rabbitmq-4")
-REDIS = ("redis-7", "valkey-8")
+RABBITMQ = ("rabbitmq-3.10", "rabbitmq-4.0", "rabbitmq-4.3")
+REDIS = ("redis-7", "redis-8", "valkey-8", "valkey-9")
 
 _FAULT_SUITE = Path(__file__).parent.parent / "tests" / "faults"
 
@@ -75,6 +76,25 @@ class Brokers:
         """
         return self._url(self._redis, REDIS_VARIABLE, _require_empty_redis)
 
+    @property
+    def sqlite(self) -> str:
+        """The URL of a new file, where the brokers keep their data."""
+        if "sqlite" not in self._urls:
+            self._urls["sqlite"] = self._start("sqlite", "nothing")
+        return self._urls["sqlite"]
+
+    def restart(self, url: str) -> None:
+        """Kill a broker, start it, and return when it lets a client in.
+
+        Raises:
+            BrokerMissing: it was not started here.
+        """
+        for broker in self._started:
+            if broker.url() == url:
+                broker.restart_after_kill()
+                return
+        raise BrokerMissing("a broker that was not started here is not killed either")
+
     def describe(self) -> dict[str, str]:
         """The brokers that were used, with their versions and what matters of their settings."""
         described = {}
@@ -82,6 +102,8 @@ class Brokers:
             described["RabbitMQ"] = _describe_rabbitmq(self._urls[self._rabbitmq])
         if self._redis in self._urls:
             described["Redis"] = _describe_redis(self._urls[self._redis])
+        if "sqlite" in self._urls:
+            described["SQLite"] = f"{sqlite3.sqlite_version}, WAL, synchronous FULL"
         if self._data is not None:
             described["the brokers' data"] = f"on {_file_system(self._data)}"
         return described

@@ -19,7 +19,7 @@ from benchmarks.method import Comparison, Curve, Result, Samples, percentile
 __all__ = ["draw"]
 
 _OURS, _GOAL, _MISSED = "#1f6f8b", "#d1495b", "#e6a23c"
-_SERIES = {"RabbitMQ": "#e07a1f", "Redis": "#b5332e", "memory": "#5a7d3a"}
+_SERIES = {"RabbitMQ": "#e07a1f", "Redis": "#b5332e", "SQLite": "#2f6f9f", "memory": "#5a7d3a"}
 
 
 def draw(rows: Mapping[str, Sequence[Result]], path: Path) -> None:

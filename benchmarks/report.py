@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,40 +43,68 @@ def machine() -> dict[str, str]:
 
 
 def render(results: Sequence[Result]) -> str:
-    """The results as Markdown: a line for each, then how the others were set up, then curves."""
-    lines = [
-        "| work | against | goal | synmanager | the other | ratio | |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [_line(result) for result in results if not isinstance(result, Curve)]
+    """The results as Markdown: a table for each work, then curves, then how others were set up."""
+    parts: list[str] = []
+    measured = [result for result in results if not isinstance(result, Curve)]
+    for work, group in groupby(measured, key=lambda result: result.work):
+        parts += _table(work, list(group))
     curves = [result for result in results if isinstance(result, Curve)]
     if curves:
-        lines += ["", "How the cost grows:", ""]
-    for curve in curves:
-        points = ", ".join(f"{x:,.0f}: {_number(y)}" for x, y in curve.points)
-        lines.append(f"- {curve.work}, {curve.unit} by {curve.x}, {curve.series}: {points}")
+        parts += ["How the cost grows:", ""]
+    for axis in dict.fromkeys(map(_axis, curves)):
+        x, unit, xs = axis
+        parts += [
+            f"| {unit} by {x} | {' | '.join(f'{at:,.0f}' for at in xs)} |",
+            f"| --- |{' --- |' * len(xs)}",
+            *(_points(curve) for curve in curves if _axis(curve) == axis),
+            "",
+        ]
     settings = _settings(results)
     if settings:
-        lines += ["", "How the others were set up, and what to know of a figure:", "", *settings]
-    return "\n".join(lines)
+        parts += ["How the others were set up, and what to know of a figure:", "", *settings]
+    return "\n".join(parts).rstrip()
+
+
+def _axis(curve: Curve) -> tuple[str, str, tuple[float, ...]]:
+    """What curves of one table share."""
+    return curve.x, curve.unit, tuple(x for x, _ in curve.points)
+
+
+def _points(curve: Curve) -> str:
+    figures = " | ".join(_number(y) for _, y in curve.points)
+    return f"| {curve.work}, {curve.series} | {figures} |"
+
+
+def _table(work: str, results: Sequence[Comparison | Samples]) -> list[str]:
+    """One work against all that it was compared with; narrow, as each is named once."""
+    first = results[0]
+    if isinstance(first, Samples):
+        about = f"**{work}** (n = {len(first.values)})"
+        head = ["", "measured", "goal", ""]
+    else:
+        ours = next((one.ours for one in results if isinstance(one, Comparison) and one.ours), [])
+        about = f"**{work}**"
+        if ours:
+            about += f": {_spread(ours, first.unit)}, n = {len(ours)}"
+        head = ["against", "the other", "ratio", "goal", ""]
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head))]
+    return [about, "", *lines, *(_line(result) for result in results), ""]
 
 
 def _line(result: Comparison | Samples) -> str:
     verdict = {True: "reached", False: "**MISSED**", None: ""}[_verdict(result)]
     goal = "" if result.goal is None else str(result.goal)
     if isinstance(result, Samples):
-        value = f"{_number(result.value)} {result.unit}"
-        value += f" ({_number(min(result.values))}-{_number(max(result.values))}, "
-        value += f"n = {len(result.values)})"
-        cells = [result.work, result.against, goal, value, "", "", verdict]
+        spread = f"({_number(min(result.values))}-{_number(max(result.values))})"
+        cells = [result.against, f"{_number(result.value)} {result.unit} {spread}", goal, verdict]
     elif not result.ours:
-        cells = [result.work, result.against, goal, "", "", "", "not measured"]
+        cells = [result.against, "", "", goal, "not measured"]
     else:
         cells = [
-            *(result.work, result.against, goal),
-            _spread(result.ours, result.unit),
+            result.against,
             _spread(result.theirs, result.unit),
             _spread(result.ratios, "x", digits=2),
+            goal,
             verdict,
         ]
     return f"| {' | '.join(cells)} |"
@@ -91,7 +120,7 @@ def _spread(values: Sequence[float], unit: str, digits: int | None = None) -> st
     low, middle, high = (
         _number(value, digits) for value in (min(values), median(values), max(values))
     )
-    return f"{middle} {unit} ({low}-{high}, n = {len(values)})"
+    return f"{middle} {unit} ({low}-{high})"
 
 
 def _number(value: float, digits: int | None = None) -> str:

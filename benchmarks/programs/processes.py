@@ -48,6 +48,12 @@ class Program:
             raise RuntimeError(f"it ended early: {self._name}")
         return json.loads(line)
 
+    @property
+    def voice(self) -> int:
+        """The descriptor that can be read when it has said something, if all before was heard."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
     def tell(self) -> None:
         """Give it the word for which it waits."""
         assert self._process.stdin is not None

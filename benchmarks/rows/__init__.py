@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from benchmarks.bench import Row
 from benchmarks.rows import (
+    crowd,
+    dashboard,
     depth,
     growth,
     imports,
+    journal,
     latency,
     memory,
     rabbitmq,
     redis,
+    sqlite,
+    watching,
     workers,
 )
 
@@ -21,12 +26,17 @@ ROWS: dict[str, Row] = {
     for module in (
         rabbitmq,
         redis,
+        sqlite,
         workers,
         latency,
         memory,
         depth,
         imports,
         growth,
+        crowd,
+        watching,
+        journal,
+        dashboard,
     )
     for row in module.ROWS
 }

@@ -113,6 +113,11 @@ ROWS = (
         partial(_run, "Redis", lambda bench: bench.brokers.redis),
     ),
     Row(
+        "sqlite-depth",
+        "a thousand to a million jobs in SQLite: rates, and the consumer's memory",
+        partial(_run, "SQLite", lambda bench: bench.brokers.sqlite),
+    ),
+    Row(
         "memory-depth",
         "a thousand to a million jobs in memory: rates",
         partial(_run, "memory", lambda bench: "memory:///depth"),

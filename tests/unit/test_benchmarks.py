@@ -61,6 +61,26 @@ def test_a_missed_goal_is_said_plainly() -> None:
     assert "0.50 x" in table
 
 
+def test_each_table_fits_a_screen() -> None:
+    text = render(
+        [
+            Comparison("w", "a", "jobs/s", [5.0], [10.0], Goal(">=", 0.8)),
+            Comparison("w", "b", "jobs/s", [5.0], [5.0]),
+            Samples("v", "median", "ms", [1.0, 2.0], 0.5),
+            Curve("w", "jobs", "jobs/s", "Redis", [(1.0, 2.0), (10.0, 3.0)]),
+            Curve("m", "jobs", "MiB", "Redis", [(1.0, 2.0), (10.0, 2.0)]),
+            Curve("v", "jobs", "jobs/s", "Redis", [(1.0, 4.0), (10.0, 5.0)]),
+        ]
+    )
+
+    assert "**w**: 5.00 jobs/s (5.00-5.00), n = 1\n\n| against |" in text  # once, not in each line
+    assert (
+        "| jobs/s by jobs | 1 | 10 |\n| --- | --- | --- |\n| w, Redis | 2.00 | 3.00 |\n| v," in text
+    )
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert max(len(line) for line in page.splitlines() if line.startswith("|")) <= 140
+
+
 def test_what_was_not_measured_is_neither_reached_nor_missed() -> None:
     table = render([Comparison("w", "a", "jobs/s", [], [], Goal(">=", 0.8), note="not installed")])
 
