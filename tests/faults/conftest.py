@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import os
 import random
 import signal
 import time
@@ -13,7 +12,14 @@ from types import FrameType
 
 import pytest
 from harness.brokers import CANARY, Broker
-from harness.catalogue import BROKERS, Missing, brokers_are_required, make_broker
+from harness.catalogue import (
+    BROKERS,
+    SERVERLESS,
+    SHORT,
+    Missing,
+    brokers_are_required,
+    make_broker,
+)
 from harness.director import Director
 from harness.processes import Processes
 
@@ -29,12 +35,6 @@ _seed = 0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
-    group.addoption(
-        "--long",
-        action="store_true",
-        default=os.environ.get("SYNMANAGER_FAULTS") == "long",
-        help="the long form: hours instead of minutes (or SYNMANAGER_FAULTS=long)",
-    )
     group.addoption("--seed", type=int, default=20200, help="of everything that is random")
 
 
@@ -42,8 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     global _seed
     _seed = config.getoption("--seed")
     config.addinivalue_line("markers", "limit(seconds): how long the test may take")
-    config.addinivalue_line("markers", "xdist_group(name): pytest-xdist's, where that is")
     config.addinivalue_line("markers", "only(kind, ...): brokers whose name begins so")
+    config.addinivalue_line("markers", "server: brokers that are one, and no file")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -54,7 +54,13 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "broker" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("only")
-        names = [name for name in BROKERS if marker is None or name.startswith(marker.args)]
+        names = [
+            name
+            for name in (BROKERS if metafunc.config.getoption("--long") else SHORT)
+            if marker is None or name.startswith(marker.args)
+        ]
+        if metafunc.definition.get_closest_marker("server"):
+            names = [name for name in names if name not in SERVERLESS]
         # With pytest-xdist, a process for each broker.
         brokers = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
         metafunc.parametrize("server", brokers, indirect=True, scope="session")

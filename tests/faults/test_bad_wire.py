@@ -13,6 +13,7 @@ from harness.director import Director
 from harness.processes import Processes
 from harness.rabbitmq import RabbitMQ
 from harness.redis_server import RedisServer
+from harness.sqlite_file import SQLiteFile
 from harness.waiting import wait_until
 
 #: What it is: (the body, a word of the reason)
@@ -61,6 +62,9 @@ def _newer(broker: Broker) -> bytes:
     body = b'{"key": "newer"}'
     if isinstance(broker, RedisServer):
         broker.publish_fields("train", {"body": body, "id": "newer", "schema": "99"})
+    elif isinstance(broker, SQLiteFile):
+        broker.publish_raw("train", body)
+        broker.execute("UPDATE jobs SET schema = 99")
     else:
         assert isinstance(broker, RabbitMQ)
         broker.publish_with_headers("train", body, {"x-synmanager-schema": 99})

@@ -11,6 +11,8 @@ from harness.director import Director
 from harness.processes import Processes
 from harness.waiting import wait_until
 
+pytestmark = pytest.mark.server
+
 
 @pytest.mark.limit(150)
 def test_broker_crashes_mid_publish_and_mid_consume(

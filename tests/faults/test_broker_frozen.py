@@ -11,6 +11,8 @@ from harness.director import Director
 from harness.processes import Processes
 from harness.waiting import wait_until
 
+pytestmark = pytest.mark.server
+
 HEARTBEAT = 2.0
 
 

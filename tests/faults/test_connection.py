@@ -9,8 +9,11 @@ import pytest
 from harness.brokers import Broker
 from harness.director import Director
 from harness.processes import Processes
-from harness.proxy import Proxy
 from harness.waiting import wait_until
+
+from synmanager.testing.proxy import Proxy
+
+pytestmark = pytest.mark.server
 
 HEARTBEAT = 2.0
 ENV = {
@@ -96,7 +99,12 @@ def test_reset_before_the_publishs_reply(
     director.declare()
     with Proxy(broker.port) as proxy:
         processes.producer(
-            "producer", keys=[0, 5 * batch], batch=batch, pace=1, url=broker.url(proxy.port)
+            "producer",
+            keys=[0, 5 * batch],
+            batch=batch,
+            pace=1,
+            url=broker.url(proxy.port),
+            env={"SYNMANAGER_JOURNAL": "off"},  # or a reply to it is held, and not a publish's
         )
         processes.await_event("confirmed", 10, count=2 * batch)
         proxy.hold_replies()

@@ -85,6 +85,7 @@ def test_a_job_that_fails(act: str, runs: int, director: Director, processes: Pr
     assert worker.status is None
 
 
+@pytest.mark.server
 def test_a_retry_survives_the_brokers_restart(
     broker: Broker, director: Director, processes: Processes, figures: Callable[[str], None]
 ) -> None:

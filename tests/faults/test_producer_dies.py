@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 from harness.brokers import Broker
+from harness.catalogue import SERVERLESS
 from harness.director import Director
 from harness.processes import Processes
-from harness.proxy import Proxy
 from harness.waiting import wait_until
+
+from synmanager.testing.proxy import Proxy
 
 
 @pytest.mark.parametrize("where", ["sent", "answered", "confirmed"])
@@ -20,12 +22,18 @@ def test_producer_dies_around_the_confirm(
     processes: Processes,
     figures: Callable[[str], None],
 ) -> None:
+    if where == "answered" and broker.name in SERVERLESS:
+        pytest.skip("a file has no replies to lose")
     director.declare()
     settings = {"keys": [0, 5], "prefix": "job", "job_ids": True}
     with Proxy(broker.port) as proxy:
         if where == "answered":
             # The broker has the job and has said so; the producer never hears it.
-            first = processes.producer("first", pace=1, url=broker.url(proxy.port), **settings)
+            # Without the journal: a reply to that would be held, and not a publish's.
+            alone = {"SYNMANAGER_JOURNAL": "off"}
+            first = processes.producer(
+                "first", pace=1, url=broker.url(proxy.port), env=alone, **settings
+            )
             processes.await_event("confirmed", 10, count=2)
             proxy.hold_replies()
             wait_until(lambda: director.counts().ready == 3, 5, "the third job is in the queue")

@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from harness.proxy import Proxy
 from harness.waiting import wait_until
+
+from synmanager.testing.proxy import Proxy
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -84,3 +85,47 @@ def test_delay_keeps_order(proxy: Proxy, client: socket.socket) -> None:
         received += client.recv(100)
     assert received == b"".join(b"%03d" % number for number in range(20))
     assert time.monotonic() - began >= 0.1
+
+
+@pytest.mark.parametrize("acted", [False, True], ids=["before", "after"])
+def test_a_round_trip_is_cut(
+    proxy: Proxy, client: socket.socket, heard: list[bytes], acted: bool
+) -> None:
+    before = proxy.requests
+    is_cut = proxy.cut_round_trip(2, acted=acted)
+    client.settimeout(5)
+    client.sendall(b"first")
+    assert client.recv(100) == b"first"
+    client.sendall(b"second")
+    with pytest.raises(ConnectionError):
+        client.recv(100)
+    assert is_cut()
+    assert (b"second" in heard) is acted
+    assert proxy.requests == before + 2
+    with socket.create_connection(("127.0.0.1", proxy.port), 5) as other:
+        other.sendall(b"new")
+        assert other.recv(100) == b"new"
+
+
+def test_a_cut_that_never_came_is_called_off(proxy: Proxy, client: socket.socket) -> None:
+    is_cut = proxy.cut_round_trip(1, acted=False)
+    assert not is_cut()
+    client.settimeout(5)
+    client.sendall(b"again")
+    assert client.recv(100) == b"again"
+
+
+def test_a_frozen_broker_takes_connections_and_answers_after_the_thaw(
+    proxy: Proxy, client: socket.socket, heard: list[bytes]
+) -> None:
+    proxy.freeze()
+    client.sendall(b"old")
+    with socket.create_connection(("127.0.0.1", proxy.port), 5) as other:
+        other.sendall(b"new")
+        with pytest.raises(TimeoutError):
+            client.recv(100)
+        assert heard == [b"hello"]
+        proxy.thaw()
+        client.settimeout(5)
+        assert client.recv(100) == b"old"
+        assert other.recv(100) == b"new"

@@ -12,6 +12,8 @@ from harness.director import Director
 from harness.processes import Processes
 from harness.waiting import wait_until
 
+pytestmark = pytest.mark.server
+
 PUBLISHERS = 4  # processes of
 THREADS = 8
 

@@ -10,11 +10,13 @@ import pytest
 from harness.brokers import CANARY, Broker
 from harness.certificates import Authority
 from harness.processes import Processes
-from harness.proxy import Proxy
 
 from synmanager import Worker
 from synmanager.errors import AccessRefused
+from synmanager.testing.proxy import Proxy
 from synmanager.train import TrainConsumerOperator, TrainProducerOperator
+
+pytestmark = pytest.mark.server
 
 
 @pytest.fixture

@@ -1,53 +1,89 @@
 """The brokers of the integration tests, as URLs.
 
-They run in containers (``docker-compose.yml``), or where ``SYNMANAGER_TEST_AMQP_URL`` and
-``SYNMANAGER_TEST_REDIS_URL`` say; then Docker is not touched. Where there is neither, the tests
-are skipped with the reason, or fail, if ``CI`` or ``SYNMANAGER_REQUIRE_BROKERS`` is set.
+They run in containers (``docker-compose.yml``, a project for each process of the tests), or where
+``SYNMANAGER_TEST_AMQP_URL`` and ``SYNMANAGER_TEST_REDIS_URL`` say; then Docker is not touched.
+Where there is neither, the tests are skipped with the reason, or fail, if ``CI`` or
+``SYNMANAGER_REQUIRE_BROKERS`` is set.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import pika
 import pytest
-from containers import amqp_answers, run, wait_for
+import ran
+import redis
+from containers import amqp_answers, no_broker, run, wait_for
 from pytest_docker.plugin import Services
+
+from synmanager.backends.rabbitmq import RabbitMQBackend
+from synmanager.settings import parse_url
 
 HERE = Path(__file__).parent
 
-# Parameter id: (compose service, port in the container)
-AMQP_BROKERS = {"rabbitmq-4": ("rabbitmq", 5672), "rabbitmq-3.10": ("rabbitmq310", 5672)}
-REDIS_BROKERS = {"redis-7": ("redis", 6379), "valkey-8": ("valkey", 6379)}
-
-# The variables of docker-compose.yml: (image of a registry, what scripts/build-base-images makes)
+# The images of docker-compose.yml: (of a registry, what scripts/build-base-images makes)
 IMAGES = {
-    "SYNMANAGER_TEST_RABBITMQ_IMAGE": ("rabbitmq:4-management", "synmanager-base:trixie"),
-    "SYNMANAGER_TEST_RABBITMQ310_IMAGE": ("rabbitmq:3.10", "synmanager-base:bookworm"),
-    "SYNMANAGER_TEST_REDIS_IMAGE": ("redis:7.0", "synmanager-base:bookworm"),
-    "SYNMANAGER_TEST_VALKEY_IMAGE": ("valkey/valkey:8", "synmanager-base:trixie"),
+    "rabbitmq-3.10": ("rabbitmq:3.10", "synmanager-base:bookworm"),
+    "rabbitmq-4.0": ("rabbitmq:4.0-management", "synmanager-base:trixie"),
+    "rabbitmq-4.3": ("rabbitmq:4.3-management", "synmanager-base:forky"),
+    "redis-7": ("redis:7.0", "synmanager-base:bookworm"),
+    "redis-8": ("redis:8", "synmanager-base:forky"),
+    "valkey-8": ("valkey/valkey:8", "synmanager-base:trixie"),
+    "valkey-9": ("valkey/valkey:9", "synmanager-base:forky"),
 }
 
 AMQP_URL = os.environ.get("SYNMANAGER_TEST_AMQP_URL")
 REDIS_URL = os.environ.get("SYNMANAGER_TEST_REDIS_URL")
 
+#: What the fixtures are made for: services of docker-compose.yml, or a server that is given.
+SERVICES = {
+    "amqp_url": ["rabbitmq-3.10", "rabbitmq-4.0", "rabbitmq-4.3"],
+    "redis_url": ["redis-7", "valkey-8", "redis-8", "valkey-9"],
+    "mq_image": ["rabbitmq-4.0", "rabbitmq-4.3"],
+}
+if AMQP_URL:
+    SERVICES["amqp_url"] = ["given"]
+if REDIS_URL:
+    SERVICES["redis_url"] = ["given"]
 
-def brokers_are_required() -> bool:
-    return any(
-        os.environ.get(name, "").lower() not in ("", "0", "false")
-        for name in ("CI", "SYNMANAGER_REQUIRE_BROKERS")
-    )
+#: Neither the oldest nor the newest: for the long form.
+BETWEEN = ("rabbitmq-4.0", "valkey-8")
 
 
-def no_broker(reason: str) -> NoReturn:
-    """End the test for want of a broker: as a failure where brokers are required."""
-    if brokers_are_required():
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: for the long form alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    is_long = metafunc.config.getoption("--long")
+    for fixture, services in SERVICES.items():
+        if fixture in metafunc.fixturenames:
+            # With pytest-xdist, one process starts a broker and has all its tests.
+            brokers = [
+                pytest.param(service, marks=pytest.mark.xdist_group(f"{fixture} {service}"))
+                for service in services
+                if is_long or service not in BETWEEN
+            ]
+            metafunc.parametrize(fixture, brokers, indirect=True, scope="session")
+
+
+def needs(module: str) -> None:
+    """End the test for want of a package, as for want of a broker."""
+    if importlib.util.find_spec(module) is None:
+        no_broker(f"{module} is not installed")
 
 
 def _amqp_answers(url: str) -> bool:
@@ -56,8 +92,6 @@ def _amqp_answers(url: str) -> bool:
 
 def _redis_answers(url: str) -> bool:
     """Whether a server answers PING, which it refuses while it loads its data."""
-    import redis
-
     with redis.Redis.from_url(url, socket_timeout=5) as client:
         try:
             return bool(client.ping())
@@ -91,33 +125,23 @@ def docker_compose_file() -> str:
 
 
 @pytest.fixture(scope="session")
-def docker_setup(docker: str) -> list[str]:
-    for variable, (from_registry, built_here) in IMAGES.items():
-        if variable in os.environ:
-            continue
-        if run(docker, "image", "inspect", built_here).returncode == 0:
-            os.environ[variable] = built_here
-        elif run(docker, "image", "inspect", from_registry).returncode != 0:
-            pulled = run(docker, "pull", "--quiet", from_registry, timeout=600)
-            if pulled.returncode != 0:
-                no_broker(
-                    f"the image {from_registry} cannot be pulled; build the images from Debian "
-                    f"packages instead: scripts/build-base-images\n{pulled.stdout.strip()}"
-                )
-    return ["up --build --detach"]
+def docker_setup() -> list[str]:
+    return []  # each broker is started by whoever wants it first
 
 
 class Brokers:
-    """The containers, each known by the id of its parameter."""
+    """The containers of this process, each known by the name of its service."""
 
-    def __init__(self, services: Services, compose: list[str]) -> None:
+    def __init__(self, docker: str, services: Services, compose: list[str]) -> None:
+        self._docker = docker
         self._services = services
         self._compose = compose
 
     def url(
         self, scheme: str, service: str, port: int, answers: Callable[[str], bool], login: str = ""
     ) -> str:
-        """Wait until the service answers at its free port, and return its URL."""
+        """Start the service, wait until it answers at its free port, and return its URL."""
+        self.prepare(service, "up", "--detach", "--build")
         url = f"{scheme}://{login}127.0.0.1:{self._services.port_for(service, port)}"
         try:
             wait_for(lambda: answers(url), f"{service} answers")
@@ -126,44 +150,94 @@ class Brokers:
             pytest.fail(f"{error}; the end of its log:\n{log}", pytrace=False)
         return url
 
+    def prepare(self, service: str, *command: str) -> None:
+        """Run a command of compose for the service, once its image is there."""
+        self._find_image(service)
+        done = run(*self._compose, *command, service, timeout=600)
+        if done.returncode != 0:
+            pytest.fail(f"{' '.join(command)} {service}:\n{done.stdout}", pytrace=False)
+
+    def _find_image(self, service: str) -> None:
+        name = service.upper().replace("-", "").replace(".", "")
+        variable = f"SYNMANAGER_TEST_{name}_IMAGE"
+        from_registry, built_here = IMAGES[service]
+        if variable in os.environ:
+            return
+        if run(self._docker, "image", "inspect", built_here).returncode == 0:
+            os.environ[variable] = built_here
+        elif run(self._docker, "image", "inspect", from_registry).returncode != 0:
+            pulled = run(self._docker, "pull", "--quiet", from_registry, timeout=600)
+            if pulled.returncode != 0:
+                no_broker(
+                    f"{service}: there is no image {built_here}, which scripts/build-base-images "
+                    f"makes of Debian packages, and {from_registry} cannot be pulled\n"
+                    f"{pulled.stdout.strip()}"
+                )
+
 
 @pytest.fixture(scope="session")
 def brokers(
-    request: pytest.FixtureRequest,
+    docker: str,
     docker_compose_command: str,
     docker_compose_file: str,
     docker_compose_project_name: str,
+    docker_services: Services,
 ) -> Brokers:
     compose = [*docker_compose_command.split(), "-f", docker_compose_file]
-    compose += ["-p", docker_compose_project_name]
-    try:
-        services: Services = request.getfixturevalue("docker_services")
-    except Exception:  # pytest-docker's own class for "the command failed"
-        run(*compose, "down", "-v")
-        raise
-    return Brokers(services, compose)
+    compose += ["-p", docker_compose_project_name]  # one for each process
+    return Brokers(docker, docker_services, compose)
 
 
-@pytest.fixture(scope="session", params=["given"] if AMQP_URL else list(AMQP_BROKERS))
+@pytest.fixture(scope="session")
 def amqp_url(request: pytest.FixtureRequest) -> str:
     """A RabbitMQ server, as a URL with its login."""
-    if AMQP_URL:
-        if not _amqp_answers(AMQP_URL):
-            pytest.fail("no AMQP broker answers at SYNMANAGER_TEST_AMQP_URL", pytrace=False)
-        return AMQP_URL
-    brokers: Brokers = request.getfixturevalue("brokers")
-    return brokers.url("amqp", *AMQP_BROKERS[request.param], _amqp_answers, login="guest:guest@")
+    if not AMQP_URL:
+        brokers: Brokers = request.getfixturevalue("brokers")
+        url = brokers.url("amqp", request.param, 5672, _amqp_answers, login="guest:guest@")
+    elif _amqp_answers(AMQP_URL):
+        url = AMQP_URL
+    else:
+        pytest.fail("no AMQP broker answers at SYNMANAGER_TEST_AMQP_URL", pytrace=False)
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        ran.note("RabbitMQ", connection._impl.server_properties["version"])
+    ran.note("pika", pika.__version__)
+    return url
 
 
-@pytest.fixture(scope="session", params=["given"] if REDIS_URL else list(REDIS_BROKERS))
+@pytest.fixture
+def plain(amqp_url: str) -> Iterator[Any]:
+    """A channel of plain pika."""
+    connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
+    yield connection.channel()
+    if connection.is_open:
+        connection.close()
+
+
+@pytest.fixture
+def client(amqp_url: str) -> Iterator[RabbitMQBackend]:
+    """A client of RabbitMQ, open."""
+    made = RabbitMQBackend(parse_url(amqp_url))
+    made.open()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
 def redis_url(request: pytest.FixtureRequest) -> str:
     """A server that speaks Redis, as a URL."""
-    if REDIS_URL:
-        if not _redis_answers(REDIS_URL):
-            pytest.fail("no server answers at SYNMANAGER_TEST_REDIS_URL", pytrace=False)
-        return REDIS_URL
-    brokers: Brokers = request.getfixturevalue("brokers")
-    return brokers.url("redis", *REDIS_BROKERS[request.param], _redis_answers)
+    if not REDIS_URL:
+        brokers: Brokers = request.getfixturevalue("brokers")
+        url = brokers.url("redis", request.param, 6379, _redis_answers)
+    elif _redis_answers(REDIS_URL):
+        url = REDIS_URL
+    else:
+        pytest.fail("no server answers at SYNMANAGER_TEST_REDIS_URL", pytrace=False)
+    with redis.Redis.from_url(url) as client:
+        server = client.info("server")
+    kind = "Valkey" if "valkey_version" in server else "Redis"
+    ran.note(kind, server[f"{kind.lower()}_version"])
+    ran.note("redis-py", redis.__version__)
+    return url
 
 
 @pytest.fixture(scope="session")
@@ -171,5 +245,6 @@ def mq_image(request: pytest.FixtureRequest) -> str:
     """The image that ``Dockerfile_mq`` builds."""
     if AMQP_URL:
         pytest.skip("SYNMANAGER_TEST_AMQP_URL is set, so no image is built")
-    request.getfixturevalue("brokers")
-    return "synergos_mq:test"
+    brokers: Brokers = request.getfixturevalue("brokers")
+    brokers.prepare(request.param, "build")
+    return f"synergos_mq:test-{request.param.removeprefix('rabbitmq-')}"

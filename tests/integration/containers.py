@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import pika
 import pika.exceptions
+import pytest
 
-__all__ = ["Container", "amqp_answers", "run", "wait_for"]
+__all__ = ["Container", "amqp_answers", "no_broker", "run", "wait_for"]
+
+
+def brokers_are_required() -> bool:
+    return any(
+        os.environ.get(name, "").lower() not in ("", "0", "false")
+        for name in ("CI", "SYNMANAGER_REQUIRE_BROKERS")
+    )
+
+
+def no_broker(reason: str) -> NoReturn:
+    """End the test for want of a broker, or of a tool: as a failure where brokers are required."""
+    if brokers_are_required():
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 def run(*command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:

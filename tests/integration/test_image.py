@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ import pika.exceptions
 import pytest
 from containers import Container, amqp_answers, run, wait_for
 
+from synmanager import Archiver, Failure, Reject, Worker
 from synmanager.phases import PHASES, Phase
+from synmanager.train import TrainConsumerOperator, TrainProducerOperator
 
 USERNAME = 'grid "admin" \\ é'
 PASSWORD = 'it\'s a "$PATH" \\n `id` %41 @:/#? пароль 日本 '
@@ -122,6 +125,47 @@ class TestEveryStart:
         assert bindings == {
             (phase.exchange.name, phase.routing_key, phase.queue) for phase in PHASES.values()
         }
+
+    @pytest.fixture
+    def forbidden(self, development: Container) -> Iterator[str]:
+        """The URL of a user who may do everything but touch the journal."""
+        allowed = r"^(?!synmanager\.journal\.).*"
+        ctl = ("rabbitmqctl", "-q")
+        development.execute(*ctl, "add_user", "worker", "secret")
+        development.execute(*ctl, "set_permissions", "worker", allowed, ".*", allowed)
+        yield f"amqp://worker:secret@127.0.0.1:{development.port(5672)}/"
+        development.execute(*ctl, "delete_user", "worker")
+
+    def test_a_user_who_is_forbidden_the_journal_works_as_before(
+        self, forbidden: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        url = forbidden
+        ran: list[int] = []
+        told: list[Failure] = []
+
+        def work(run: int) -> dict[str, int]:
+            ran.append(run)
+            if run == 1:
+                raise Reject("no")
+            return {"run": run}
+
+        with caplog.at_level(logging.WARNING, "synmanager"):
+            with TrainProducerOperator(url=url) as producer:
+                producer.submit_many([{"run": run} for run in range(20)])
+            caplog.clear()
+            assert Worker({"train": work}, url=url).run(burst=True) == 20
+        assert ran == list(range(20))
+        said = [record.getMessage() for record in caplog.records]
+        assert len([line for line in said if "the journal does not work" in line]) == 1
+        caplog.clear()
+        archived: list[int] = []
+        archiver = Archiver(lambda run: archived.append(run), url=url, on_failure=told.append)
+        assert archiver.run(burst=True) == 19
+        assert (len(archived), told) == (19, [])
+        said = [record.getMessage() for record in caplog.records]
+        assert len([line for line in said if "failures are not told" in line]) == 1
+        with TrainConsumerOperator(url=url) as consumer:
+            assert consumer.purge_dead_letters() == 1
 
     def test_lets_a_job_run_for_days(self, development: Container) -> None:
         environment = development.execute("rabbitmq-diagnostics", "-q", "environment")

@@ -94,6 +94,31 @@ def test_publishing_and_counting(producer: Any, consumer: Any) -> None:
     assert [consumer.poll_message(lambda run: run) for _ in range(3)] == [0, 1, 2]
 
 
+def test_what_was_published_before_is_counted_and_taken_at_once(
+    producer: Any, consumer: Any
+) -> None:
+    """As it was when there was one channel for all."""
+    for _ in range(5):
+        for run in range(50):
+            publish(consumer, run=run)
+        # A queue that is busy answers a count before what has arrived, and all else after it.
+        until(lambda: consumer.check_message_count() == 50)
+        assert consumer.purge() == 50
+        for run in range(20):
+            publish(consumer, run=run)
+            assert consumer.poll_message(lambda run: run) == run
+    consumer.channel.close()
+    producer.process(run=1)
+    assert consumer.check_message_count() == 1
+
+
+def test_a_queue_that_is_missing_costs_no_caller_s_channel(consumer: Any) -> None:
+    channel = consumer.channel
+    channel.queue_delete(consumer.queue)
+    assert consumer.check_message_count() == 0  # it is declared once more
+    assert channel.is_open
+
+
 def test_getting(producer: Any, consumer: Any) -> None:
     producer.process(run=1)
     method, properties, body = consumer.channel.basic_get(consumer.queue)

@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
 
@@ -23,26 +23,17 @@ from threads import in_thread, until
 from synmanager.backends import ExchangeSpec, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.backends.rabbitmq.frames import Content
-from synmanager.errors import BrokerUnavailable, LeaseLost, PublishRefused, Unroutable
+from synmanager.errors import (
+    AccessRefused,
+    BrokerUnavailable,
+    ConfigurationError,
+    InvalidJob,
+    LeaseLost,
+    PublishRefused,
+    Unroutable,
+)
 from synmanager.message import Message, Rank, encode
 from synmanager.settings import parse_url
-
-
-@pytest.fixture
-def plain(amqp_url: str) -> Iterator[Any]:
-    """A channel of plain pika."""
-    connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
-    yield connection.channel()
-    if connection.is_open:
-        connection.close()
-
-
-@pytest.fixture
-def client(amqp_url: str) -> Iterator[RabbitMQBackend]:
-    made = RabbitMQBackend(parse_url(amqp_url))
-    made.open()
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -50,15 +41,42 @@ def spec(plain: Any) -> Iterator[QueueSpec]:
     name = f"test-{uuid4().hex}"
     yield QueueSpec(name, ExchangeSpec(f"{name}-exchange", "topic"), f"{name}-key")
     if plain.is_open:
-        plain.queue_delete(name)
-        plain.queue_delete(f"{name}.dead")
+        delete(plain, name)
         plain.exchange_delete(f"{name}-exchange")
+
+
+def delete(plain: Any, queue: str) -> None:
+    """Remove a queue and all that lies beside it."""
+    plain.queue_delete(queue)
+    plain.queue_delete(f"{queue}.dead")
+    plain.queue_delete(f"~{queue}.due")
+    plain.exchange_delete(f"~{queue}.due")
 
 
 def publish(client: RabbitMQBackend, spec: QueueSpec, *ranks: Rank) -> list[Message]:
     sent = [Message(encode({"number": n}), rank=rank) for n, rank in enumerate(ranks)]
     client.publish(spec.exchange.name, spec.routing_key, sent)
     return sent
+
+
+def test_quorum_queues_are_made_where_they_rank_and_refused_elsewhere(
+    amqp_url: str, plain: Any, spec: QueueSpec
+) -> None:
+    version = plain.connection._impl.server_properties["version"]
+    client = RabbitMQBackend(parse_url(f"{amqp_url.rstrip('/')}/?queues=quorum"))
+    if tuple(map(int, version.split(".")[:2])) < (4, 3):
+        with pytest.raises(ConfigurationError, match=f"4.3.*{version}"):
+            client.open()
+        assert not client.is_open
+        return
+    client.open()
+    client.declare(spec)
+    made = client.facts([spec.name, f"{spec.name}.dead"]).arguments
+    for arguments in made.values():
+        assert arguments["x-queue-type"] == "quorum"
+        assert arguments["x-delivery-limit"] == -1
+    assert len(made) == 2
+    client.close()
 
 
 def test_a_quorum_queue_is_taken_as_it_is_and_counts_its_deliveries_itself(
@@ -72,7 +90,10 @@ def test_a_quorum_queue_is_taken_as_it_is_and_counts_its_deliveries_itself(
     with caplog.at_level(logging.WARNING, logger="synmanager"):
         client.declare(spec)
         client.declare(spec)
-    assert len([record for record in caplog.records if "cannot rank" in record.message]) == 1
+    version = plain.connection._impl.server_properties["version"]
+    can_rank = tuple(map(int, version.split(".")[:2])) >= (4, 3)
+    warnings = [record for record in caplog.records if "cannot rank" in record.message]
+    assert len(warnings) == (0 if can_rank else 1)
     (sent,) = publish(client, spec, Rank.NORMAL)
     attempts = []
     for _ in range(3):
@@ -123,10 +144,15 @@ def test_a_channel_that_the_broker_closes_takes_its_delivery_and_nothing_else(
     with pytest.raises(LeaseLost):
         client.receive([spec.name], 1, done)
     client.ack(kept)
-    again = client.receive([spec.name], 10)
-    assert again is not None
-    assert (again.message.id, again.attempt) == (done.message.id, 2)
-    client.ack(again)
+    # It comes back when the broker gets to it, perhaps behind what was there.
+    attempts = {}
+    while done.message.id not in attempts:
+        again = client.receive([spec.name], 10)
+        assert again is not None
+        attempts[again.message.id] = again.attempt
+        client.ack(again)
+    assert attempts.pop(done.message.id) == 2
+    assert set(attempts.values()) <= {1}
 
 
 def test_a_consumer_that_the_broker_cancels_loses_what_it_holds(
@@ -177,8 +203,9 @@ def test_a_message_over_the_broker_s_limit_is_refused(
     client.declare(spec)
     if version.startswith("3."):
         return  # its limit of 128 MiB is beyond what this test should need
-    with pytest.raises(PublishRefused, match="larger"):
-        client.publish(spec.exchange.name, spec.routing_key, [Message(b"x" * (17 << 20))])
+    small, large = Message(b"{}"), Message(b"x" * (17 << 20))
+    with pytest.raises(InvalidJob, match=f"{large.id}.*larger"):
+        client.publish(spec.exchange.name, spec.routing_key, [small, large])
     publish(client, spec, Rank.NORMAL)
 
 
@@ -203,6 +230,7 @@ def test_a_job_of_a_full_queue_comes_again_and_is_counted(
     method, _, _ = plain.basic_get(spec.name)
     publish(client, spec, Rank.NORMAL)
     plain.basic_nack(method.delivery_tag)
+    until(lambda: client.count(spec.name).ready == 2, "it is back")
     crashed = client.receive([spec.name], 10)
     assert crashed is not None
     assert crashed.attempt == 2
@@ -213,11 +241,11 @@ def test_a_job_of_a_full_queue_comes_again_and_is_counted(
 
 
 def test_a_port_where_another_protocol_is_spoken(amqp_url: str) -> None:
-    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = replace(parse_url(amqp_url), host="127.0.0.1", port=server.server_port, timeout=5.0)
     try:
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(AccessRefused, match="it speaks HTTP"):
             RabbitMQBackend(address).open()
     finally:
         server.shutdown()
@@ -307,7 +335,7 @@ def test_trouble_with_what_is_done_beside_a_job_ends_no_heartbeats(
         link.later(unfinished)
     until(lambda: len(done) == 3, "what is not done is done at the next look")
     assert "not foreseen" in caplog.text
-    assert link._chores == []
+    assert not link._chores
 
 
 def test_two_threads_that_settle_one_delivery_settle_it_once(
@@ -352,7 +380,7 @@ def test_a_job_that_is_settled_while_another_is_asked_for_is_settled_once(
         if again is not None:  # the nack came first
             client.ack(again)
         assert client.count(spec.name).ready == 0
-    plain.queue_delete(other.name)
+    delete(plain, other.name)
 
 
 def test_a_connection_that_is_cut_during_the_login_is_no_refusal(amqp_url: str) -> None:
@@ -420,8 +448,7 @@ def test_a_delay_that_ends_without_its_queue_is_in_nobody_s_way(
         assert again is not None
         client.ack(again)
     finally:
-        plain.queue_delete(other.name)
-        plain.queue_delete(f"{other.name}.dead")
+        delete(plain, other.name)
     deadline = time.monotonic() + 30
     while count_stranded() < stranded + len(gone) and time.monotonic() < deadline:
         time.sleep(0.05)

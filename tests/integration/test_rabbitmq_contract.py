@@ -16,10 +16,14 @@ from hypothesis import settings
 
 from synmanager.backends import ExchangeSpec, QueueBackend, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
+from synmanager.backends.rabbitmq.journal import stream
 from synmanager.errors import PublishRefused
 from synmanager.settings import parse_url
-from synmanager.testing import BackendContract, BrokerUnderTest
+from synmanager.testing import BackendContract
+from synmanager.testing.dead_letters import DeadLetters
 from synmanager.testing.model import ContractMachine
+from synmanager.testing.network import NetworkBrokerUnderTest
+from synmanager.testing.ranking import Ranking
 from synmanager.testing.receiving import Receiving
 from synmanager.testing.steps import (
     AT_ONCE,
@@ -41,16 +45,20 @@ DAMAGE: tuple[dict[str, Any], ...] = (
 )
 
 
-class RabbitMQUnderTest(BrokerUnderTest):
+class RabbitMQUnderTest(NetworkBrokerUnderTest):
     """A server that is shared by all tests of the session.
 
     Args:
         channel: of plain pika, for what only a stranger does.
     """
 
+    excuses = dict.fromkeys(
+        ("restart", "freeze_server"), "the server is everybody's; tests/faults has its own"
+    )
+
     def __init__(self, url: str, channel: Any) -> None:
-        super().__init__()
         self._address = parse_url(url)
+        super().__init__(self._address.host or "localhost", self._address.port or 5672)
         self._channel = channel
 
     def new_client(self, **address: Any) -> RabbitMQBackend:
@@ -61,6 +69,19 @@ class RabbitMQUnderTest(BrokerUnderTest):
         assert client._link is not None
         # As the kernel does for a process that dies: the broker sees the end of the stream.
         client._link.wire._sock.shutdown(socket.SHUT_RDWR)
+
+    def refused(self, password: str) -> dict[str, Any]:
+        return {"username": "guest", "password": password}
+
+    def bad_options(self) -> list[dict[str, str]]:
+        return [*super().bad_options(), {"cafile": "/nowhere/ca.pem"}]
+
+    def confuse(self, client: QueueBackend) -> None:
+        assert isinstance(client, RabbitMQBackend)
+        assert client._link is not None
+        wire = client._link.wire
+        read = wire._on_data_available
+        wire._on_data_available = lambda data: read(b"\xff" + data)
 
     def publish_raw(self, queue: str, body: bytes) -> None:
         self._channel.basic_publish("", queue, body, mandatory=True)
@@ -78,8 +99,14 @@ class RabbitMQUnderTest(BrokerUnderTest):
             if isinstance(spec, QueueSpec):
                 self._channel.queue_delete(spec.name)
                 self._channel.queue_delete(f"{spec.name}.dead")
+                self._channel.queue_delete(f"~{spec.name}.due")
+                self._channel.exchange_delete(f"~{spec.name}.due")
             else:
                 self._channel.exchange_delete(spec.name)
+
+    def discard_logs(self, *logs: str) -> None:
+        for log in logs:
+            self._channel.queue_delete(stream(log))
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +125,30 @@ class TestRabbitMQ(BackendContract):
     @pytest.fixture
     def broker(self, amqp_url: str, channel: Any) -> RabbitMQUnderTest:
         return RabbitMQUnderTest(amqp_url, channel)
+
+
+@pytest.fixture
+def quorum_broker(amqp_url: str, channel: Any) -> RabbitMQUnderTest:
+    """A server on which every queue is a quorum queue."""
+    version = channel.connection._impl.server_properties["version"]
+    if tuple(map(int, version.split(".")[:2])) < (4, 3):
+        pytest.skip("quorum queues rank from RabbitMQ 4.3 on")
+    return RabbitMQUnderTest(f"{amqp_url}?queues=quorum", channel)
+
+
+class TestQuorumQueues(Ranking, Receiving, DeadLetters):
+    """What differs there; the rest is in the long form."""
+
+    @pytest.fixture
+    def broker(self, quorum_broker: RabbitMQUnderTest) -> RabbitMQUnderTest:
+        return quorum_broker
+
+
+@pytest.mark.long
+class TestAllOnQuorumQueues(BackendContract):
+    @pytest.fixture
+    def broker(self, quorum_broker: RabbitMQUnderTest) -> RabbitMQUnderTest:
+        return quorum_broker
 
 
 def test_a_random_walk(amqp_url: str, channel: Any) -> None:

@@ -15,11 +15,12 @@ import noting
 import pytest
 import redis
 from exchange import fresh_queues
-from noting import PHASES, Event
+from noting import Event
 from roles import Roles, consumer_class, producer_class
 from wire import Wire
 
 from synmanager import Reject, Retry, Worker, current_job
+from synmanager.phases import WORK_PHASES
 
 
 class Processes:
@@ -83,7 +84,7 @@ class SharedGrid:
         return self._stack.enter_context(consumer_class(phase)(url=self.url))
 
     def purge(self) -> None:
-        for phase in (*PHASES, "completed"):
+        for phase in (*WORK_PHASES, "completed"):
             with consumer_class(phase)(url=self.url) as consumer:
                 consumer.purge()
                 consumer.purge_dead_letters()
@@ -106,8 +107,11 @@ class RolesAcrossProcesses(Roles):
         yield crew
         crew.end()
 
-    def test_one_connection_for_each_worker(self, grid: SharedGrid) -> None:
-        for phase in PHASES:
+    def test_one_connection_for_each_worker(
+        self, grid: SharedGrid, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SYNMANAGER_JOURNAL", "off")  # which has another, beside the jobs
+        for phase in WORK_PHASES:
             grid.producer(phase).submit_many([{"run": run} for run in range(4)])
 
         def work(run: int) -> dict[str, int]:
@@ -120,7 +124,7 @@ class RolesAcrossProcesses(Roles):
             return {"run": run}
 
         with Wire(grid.url) as wire:
-            worker = Worker(dict.fromkeys(PHASES, work), url=wire.url)
+            worker = Worker(dict.fromkeys(WORK_PHASES, work), url=wire.url)
             assert worker.run(max_jobs=15) == 15
             assert wire.connections == 1
         assert grid.consumer("completed").check_message_count() == 9

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import resource
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pika
 import pytest
 import redis
 from exchange import fresh_queues
@@ -22,10 +24,15 @@ from wire import Wire
 
 from synmanager import Retry, Worker
 from synmanager.backends.base import Delivery
+from synmanager.backends.rabbitmq.journal import stream
+from synmanager.backends.registry import create_backend
 from synmanager.evaluate import EvaluateProducerOperator
 from synmanager.job import Job
+from synmanager.journal.events import EVENTS, MARKS
 from synmanager.message import Message
+from synmanager.phases import WORK_PHASES
 from synmanager.preprocess import PreprocessConsumerOperator, PreprocessProducerOperator
+from synmanager.settings import parse_url
 from synmanager.train import TrainProducerOperator
 
 JOBS = 200
@@ -34,13 +41,23 @@ BATCH = 2000
 #: What a loop may send besides, however many jobs it runs: at its beginning and at its end.
 ONCE = 10
 
-#: What connecting and declaring may take, once for a connection.
-CONNECTING = 60
+#: What connecting and declaring may take, once for a connection: for each queue also that of its
+#: dead letters, and one that keeps its delayed jobs from those of others.
+CONNECTING = 80
 
 #: Seconds of doing nothing, and what a queue may cost the broker in each. On Redis that is two
 #: commands each time: a client that is new looks after 0, 0.05, 0.1, 0.2, 0.4, 0.8 and 1 s.
 IDLE = 2
 AT_REST = 7
+
+#: What the journal may cost the broker in a second, whatever happens in it, beside one entry for
+#: each hundred events; and what it may at the beginning and the end of a connection.
+JOURNAL = 30
+JOURNAL_ONCE = 40
+
+#: What a thread takes once, to write and read it beside the jobs: channels, or connections. A
+#: reader's first word says not yet that it is one.
+BESIDE = Counter({"channel.open": 3, "confirm.select": 3, "basic.qos": 3, "client": 6})
 
 
 def nothing(run: int) -> None:
@@ -52,8 +69,17 @@ class Counts:
 
     @pytest.fixture
     def wire(self, url: str) -> Iterator[Wire]:
+        backend = create_backend(parse_url(url))
+        backend.open()
+        for log in (EVENTS, MARKS):  # which who comes first would make, by ways of its own
+            backend.record(log, [b"{}"])
+        backend.close()
+        self.wait_for_logs(url)
         with Wire(url) as wire:
             yield wire
+
+    def wait_for_logs(self, url: str) -> None:
+        """Until the broker tells everybody that there is something in them."""
 
     @pytest.fixture
     def producer(self, wire: Wire) -> Iterator[PreprocessProducerOperator]:
@@ -73,9 +99,11 @@ class Counts:
             made.purge()
 
     def spent(self, wire: Wire, work: Callable[[], object]) -> Counter[str]:
-        before = wire.sent.copy()
+        before, journal, begun = wire.sent.copy(), wire.journal.copy(), time.monotonic()
         work()
-        return wire.sent - before
+        told = wire.journal - journal
+        assert told.total() <= JOURNAL_ONCE + JOURNAL * (time.monotonic() - begun), told
+        return wire.sent - before - BESIDE
 
     def test_polling_an_empty_queue(self, wire: Wire, consumer: PreprocessConsumerOperator) -> None:
         def work() -> None:
@@ -85,11 +113,32 @@ class Counts:
         assert self.spent(wire, work).total() <= JOBS
 
     def test_listening_to_nothing(self, wire: Wire, consumer: PreprocessConsumerOperator) -> None:
-        spent = self.spent(wire, lambda: consumer.listen_message(nothing, idle_timeout=IDLE))
+        spent, journal = Counter[str](), Counter[str]()
+        stop = threading.Event()
+
+        def look() -> None:
+            """Look at the middle of it: that it begins, and that it ends, is told."""
+            told = None
+            while told != wire.journal:
+                told = wire.journal.copy()
+                assert not stop.wait(IDLE / 2)
+            before, journal_before = wire.sent.copy(), wire.journal.copy()
+            stop.wait(IDLE)
+            spent.update(wire.sent - before)
+            journal.update(wire.journal - journal_before)
+            consumer.stop()
+
+        join = in_thread(look)
+        try:
+            consumer.listen_message(nothing)
+        finally:
+            stop.set()
+            join()
         assert spent.total() <= AT_REST * IDLE, spent
+        assert journal == Counter()
 
     def test_an_idle_worker(self, wire: Wire, consumer: PreprocessConsumerOperator) -> None:
-        handlers = dict.fromkeys(["preprocess", "train", "evaluate"], nothing)
+        handlers = dict.fromkeys(WORK_PHASES, nothing)
         worker = Worker(handlers, url=wire.url)
         spent = self.spent(wire, lambda: worker.run(idle_timeout=IDLE))
         assert spent.total() <= CONNECTING + AT_REST * IDLE * len(handlers), spent
@@ -150,6 +199,16 @@ class TestRabbitMQ(Counts):
         with fresh_queues(amqp_url, "this project"):
             yield amqp_url
 
+    def wait_for_logs(self, url: str) -> None:
+        """Before 4.0 it takes seconds, and a log of which nothing is known is met elsewhere."""
+        with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            channel = connection.channel()
+
+            def is_told(log: str) -> bool:
+                return bool(channel.queue_declare(stream(log), passive=True).method.message_count)
+
+            until(lambda: is_told(EVENTS) and is_told(MARKS), "it counts what is in the logs")
+
     def test_process(
         self,
         wire: Wire,
@@ -192,7 +251,7 @@ class TestRabbitMQ(Counts):
         finally:
             wire.release_replies()
         assert len(set(join())) == BATCH
-        assert wire.sent - before == {"basic.publish": BATCH}
+        assert wire.sent - before - BESIDE == {"basic.publish": BATCH}
         assert consumer.check_message_count() == BATCH
 
     def test_listening(
@@ -222,7 +281,7 @@ class TestRabbitMQ(Counts):
         for kind in asked:
             with kind(url=wire.url) as producer:
                 producer.submit_many([{"run": run} for run in range(JOBS)])
-        handlers = dict.fromkeys(["preprocess", "train", "evaluate"], lambda run: {"run": run})
+        handlers = dict.fromkeys(WORK_PHASES, lambda run: {"run": run})
         worker = Worker(handlers, url=wire.url)
         spent = self.spent(wire, lambda: worker.run(burst=True))
         jobs = JOBS * len(asked)
@@ -230,6 +289,27 @@ class TestRabbitMQ(Counts):
         assert spent.pop("basic.ack") <= jobs
         assert spent.pop("basic.get") <= JOBS * sum(asked.values()) + ONCE
         assert spent.total() <= JOBS + CONNECTING, spent  # evaluate's jobs: is train still empty?
+
+    def test_an_idle_worker_costs_nothing(
+        self, wire: Wire, producer: PreprocessProducerOperator, consumer: PreprocessConsumerOperator
+    ) -> None:
+        """It consumes, and says no more until a job comes or it is told to end."""
+        ran: list[int] = []
+        handlers = dict.fromkeys(WORK_PHASES, lambda run: ran.append(run))
+        worker = Worker(handlers, url=wire.url)
+        before = wire.sent["basic.consume"]
+        join = in_thread(worker.run)
+        try:
+            # Once more when it finds that it is idle.
+            wire.wait_until_sent("basic.consume", before + 2 * len(WORK_PHASES))
+            assert self.spent(wire, lambda: time.sleep(IDLE)) == Counter()
+            producer.process(run=1)
+            until(lambda: ran == [1], "the job has run")
+        finally:
+            worker.stop()
+            began = time.monotonic()
+            assert join() == 1
+        assert time.monotonic() - began < 5
 
     def test_a_running_job_costs_nothing(
         self,
@@ -311,7 +391,7 @@ class TestRedis(Counts):
         for kind in (PreprocessProducerOperator, TrainProducerOperator, EvaluateProducerOperator):
             with kind(url=wire.url) as producer:
                 producer.submit_many([{"run": run} for run in range(JOBS)])
-        handlers = dict.fromkeys(["preprocess", "train", "evaluate"], lambda run: {"run": run})
+        handlers = dict.fromkeys(WORK_PHASES, lambda run: {"run": run})
         worker = Worker(handlers, url=wire.url)
         spent = self.spent(wire, lambda: worker.run(burst=True))
         assert spent.total() <= 3 * JOBS * 3 + CONNECTING, spent

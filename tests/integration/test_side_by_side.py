@@ -16,8 +16,8 @@ from roles import consumer_class, producer_class
 from threads import in_thread, until
 
 from synmanager import Archiver, Worker
+from synmanager.phases import WORK_PHASES
 
-RANKED = ("preprocess", "train", "evaluate")
 RUNS = 8
 
 #: Seconds between the turns of a loop that finds nothing; 0.1.0's programs sleep for 5.
@@ -85,7 +85,7 @@ class Upgraded(Release):
 def released_ttp(version: type[Release], url: str, by: str, ending: Ending) -> None:
     """The loop of 0.1.0's TTPs: count, poll the highest-ranked, publish, sleep."""
     with version(url) as components:
-        consumers = [components.consumer(phase) for phase in RANKED]
+        consumers = [components.consumer(phase) for phase in WORK_PHASES]
         completed = components.producer("completed")
         while not ending.now.is_set():
             for consumer in consumers:
@@ -99,14 +99,14 @@ def released_ttp(version: type[Release], url: str, by: str, ending: Ending) -> N
 
 
 def new_ttp(url: str, by: str, ending: Ending) -> None:
-    worker = Worker(dict.fromkeys(RANKED, lambda **kwargs: work(kwargs, by)), url=url)
+    worker = Worker(dict.fromkeys(WORK_PHASES, lambda **kwargs: work(kwargs, by)), url=url)
     ending.calls.append(worker.stop)
     worker.run()
 
 
 def released_director(version: type[Release], url: str, by: str, ending: Ending) -> None:
     """Submits with ``process``, one producer for each submission."""
-    for phase in reversed(RANKED):
+    for phase in reversed(WORK_PHASES):
         with version(url) as components:
             producer = components.producer(phase)
             for run in range(RUNS):
@@ -114,7 +114,7 @@ def released_director(version: type[Release], url: str, by: str, ending: Ending)
 
 
 def new_director(url: str, by: str, ending: Ending) -> None:
-    for phase in reversed(RANKED):
+    for phase in reversed(WORK_PHASES):
         with producer_class(phase)(url=url) as producer:
             jobs = [{"phase": phase, "run": run, "sent_by": by} for run in range(RUNS)]
             producer.submit(jobs[0], priority="high", delay=0.1)
@@ -174,7 +174,9 @@ def url(request: pytest.FixtureRequest, amqp_url: str) -> Iterator[str]:
 
 
 def everything(*directors: str) -> Counter[tuple[str, int, str]]:
-    return Counter((phase, run, by) for phase in RANKED for run in range(RUNS) for by in directors)
+    return Counter(
+        (phase, run, by) for phase in WORK_PHASES for run in range(RUNS) for by in directors
+    )
 
 
 @pytest.mark.parametrize("ttp", TTPS)
@@ -193,7 +195,7 @@ def test_one_director_and_one_ttp(url: str, director: str, ttp: str) -> None:
     assert archive.jobs == everything(director)
     if director != "new":  # whose first jobs were delayed
         in_order = [(result["phase"], result["run"]) for result in archive.results]
-        assert in_order == [(phase, run) for phase in RANKED for run in range(RUNS)]
+        assert in_order == [(phase, run) for phase in WORK_PHASES for run in range(RUNS)]
 
 
 def test_all_at_once(url: str) -> None:

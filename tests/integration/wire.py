@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -24,6 +23,7 @@ _AMQP_METHODS = {
     (60, 71): "basic.get-ok",
     (60, 72): "basic.get-empty",
     (60, 80): "basic.ack",
+    (60, 120): "basic.nack",
     (85, 10): "confirm.select",
 }
 _METHOD_FRAME = 1
@@ -35,16 +35,18 @@ class Wire:
     Attributes:
         url: the broker's, with the proxy's port.
         connections: how many clients have made.
-        sent: what clients sent so far, by AMQP method or Redis command.
+        sent: what clients sent so far, by AMQP method or Redis command, but for the journal.
+        journal: what they sent for the journal.
         received: what the broker sent so far, by AMQP method; Redis' replies are not counted.
     """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._target = (parts.hostname or "localhost", parts.port or 0)
-        self._count = _count_resp if parts.scheme == "redis" else _count_amqp
+        self._counts = _count_resp if parts.scheme == "redis" else _count_amqp
         self.connections = 0
         self.sent: Counter[str] = Counter()
+        self.journal: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self._replies = threading.Event()
         self._replies.set()
@@ -83,6 +85,11 @@ class Wire:
 
     def release_replies(self) -> None:
         self._replies.set()
+
+    def say(self, data: bytes) -> None:
+        """Send something to every client, as if the broker had."""
+        for client in self._sockets[::2]:
+            client.sendall(data)
 
     def wait_until_sent(self, what: str, count: int, within: float = 10.0) -> None:
         """Wait until clients have sent so many.
@@ -123,11 +130,13 @@ class Wire:
         gate: threading.Event,
     ) -> None:
         unread = bytearray()
+        journal = self.journal if tally is self.sent else Counter()
+        channels: set[int] = set()
         try:
             while chunk := source.recv(65536):
                 unread += chunk
                 with self._changed:
-                    self._count(unread, tally)
+                    self._counts(unread, tally, journal, channels)
                     self._changed.notify_all()
                 gate.wait()
                 target.sendall(chunk)
@@ -136,11 +145,14 @@ class Wire:
             pass
 
 
-_Count = Callable[[bytearray, "Counter[str]"], None]
+def _count_amqp(
+    unread: bytearray, tally: Counter[str], journal: Counter[str], channels: set[int]
+) -> None:
+    """Count the whole method frames at the beginning, and remove every whole frame.
 
-
-def _count_amqp(unread: bytearray, tally: Counter[str]) -> None:
-    """Count the whole method frames at the beginning, and remove every whole frame."""
+    Args:
+        channels: those that read a log of the journal.
+    """
     if unread.startswith(b"AMQP"):
         del unread[:8]
     while len(unread) >= 7:
@@ -149,11 +161,20 @@ def _count_amqp(unread: bytearray, tally: Counter[str]) -> None:
             return
         if kind == _METHOD_FRAME:
             method = (int.from_bytes(unread[7:9], "big"), int.from_bytes(unread[9:11], "big"))
-            tally[_AMQP_METHODS.get(method, "other")] += 1
+            name = _AMQP_METHODS.get(method, "other")
+            channel = int.from_bytes(unread[1:3], "big")
+            is_journal = b"synmanager.journal." in unread[7 : size + 7]
+            if name == "channel.open":
+                channels.discard(channel)
+            elif name == "basic.consume" and is_journal:
+                channels.add(channel)
+            (journal if is_journal or channel in channels else tally)[name] += 1
         del unread[: size + 8]
 
 
-def _count_resp(unread: bytearray, tally: Counter[str]) -> None:
+def _count_resp(
+    unread: bytearray, tally: Counter[str], journal: Counter[str], channels: set[int]
+) -> None:
     """Count the whole commands (arrays of bulk strings) at the beginning, and remove them.
 
     What a server sends is not read: it is no such array, or is, and then nobody looks.
@@ -172,7 +193,8 @@ def _count_resp(unread: bytearray, tally: Counter[str]) -> None:
             place += size + 2
         if place < 0:
             return
-        tally[name.decode().lower()] += 1
+        is_journal = b":journal:" in unread[:place]
+        (journal if is_journal else tally)[name.decode().lower()] += 1
         del unread[:place]
 
 

@@ -16,11 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from synmanager import Worker
+from synmanager.phases import WORK_PHASES
 
-__all__ = ["PHASES", "Event", "Write", "make_worker"]
-
-#: Highest rank first.
-PHASES = ("preprocess", "train", "evaluate")
+__all__ = ["Event", "Write", "make_worker"]
 
 #: {"worker": name, "event": "ready" | "started" | "finished" | "holds", "key": job, "at": moment}
 Event = dict[str, Any]
@@ -56,7 +54,7 @@ def make_worker(
         note("finished", key=key)
         return {"key": key}
 
-    worker = Worker(dict.fromkeys(PHASES, handle), url=url)
+    worker = Worker(dict.fromkeys(WORK_PHASES, handle), url=url)
     note("ready")  # all but the connection, which it makes when it runs
     return worker
 

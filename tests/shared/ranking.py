@@ -16,14 +16,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from noting import PHASES, Event
+from noting import Event
 from threads import in_thread, until
 
 from synmanager.message import Rank
+from synmanager.phases import WORK_PHASES, WorkPhase
 
 __all__ = ["Crew", "Start", "Submission", "contested", "mistakes", "run_thousand_jobs", "starts"]
 
 JOBS = 1000
+
+#: Of these, how many are queued before a worker runs: enough that none has nothing to do while the
+#: others are submitted. RabbitMQ 4.3 may send a job of each queue to one that waits for all of
+#: them, and what it has beside the one that it starts is not ready until it is back.
+QUEUED = 700
 
 #: Seconds; the machine may be slow, and a lease has to end.
 PATIENCE = 90.0
@@ -40,8 +46,8 @@ class Submission:
     confirmed: float
 
     def outranks(self, other: Submission) -> bool:
-        mine = (PHASES.index(self.phase), -self.rank)
-        others = (PHASES.index(other.phase), -other.rank)
+        mine = (WORK_PHASES.index(self.phase), -self.rank)
+        others = (WORK_PHASES.index(other.phase), -other.rank)
         return mine < others or (mine == others and self.confirmed < other.begun)
 
 
@@ -109,7 +115,9 @@ class Crew(Protocol):
 
 
 def run_thousand_jobs(crew: Crew, producers: Callable[[str], Any], seed: int = 1) -> int:
-    """Submit jobs of random phases and ranks while three workers run, of whom one is killed.
+    """Submit jobs of random phases and ranks, the last ones while three workers run.
+
+    One of them is killed.
 
     Args:
         producers: makes a connected producer of a phase.
@@ -118,23 +126,22 @@ def run_thousand_jobs(crew: Crew, producers: Callable[[str], Any], seed: int = 1
         How many starts were a choice between ranks.
     """
     chance = random.Random(seed)
-    jobs = [(key, chance.choice(PHASES), chance.choice(list(Rank))) for key in range(JOBS)]
+    jobs = [(key, chance.choice(WORK_PHASES), chance.choice(list(Rank))) for key in range(JOBS)]
     submissions: list[Submission] = []
-    # More than the workers can keep up with, so that there is something to choose from.
-    share = [jobs[number::2] for number in range(2)]
 
-    def submit(mine: list[tuple[int, str, Rank]]) -> None:
-        by_phase = {phase: producers(phase) for phase in PHASES}
+    def submit(mine: list[tuple[int, WorkPhase, Rank]]) -> None:
+        by_phase = {phase: producers(phase) for phase in WORK_PHASES}
         for key, phase, rank in mine:
             begun = time.monotonic()
             by_phase[phase].submit({"key": key, "seconds": 0.001}, priority=rank)
             submissions.append(Submission(key, phase, rank, begun, time.monotonic()))
 
+    submit(jobs[:QUEUED])
     for name in ("first", "second"):
         crew.start(name)
     crew.start("doomed", hold_at=50)
     until(lambda: len(_seen(crew, "ready")) == 3, "three workers", PATIENCE)
-    joins = [in_thread(submit, mine) for mine in share]
+    joins = [in_thread(submit, jobs[QUEUED + half :: 2]) for half in range(2)]
     until(lambda: _seen(crew, "holds"), "a worker that holds a job", PATIENCE)
     crew.kill("doomed")
     until(lambda: len({e["key"] for e in _seen(crew, "finished")}) == JOBS, "the end", PATIENCE)

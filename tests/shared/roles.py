@@ -11,12 +11,13 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import pytest
-from noting import PHASES, Event
+from noting import Event
 from ranking import Crew, run_thousand_jobs
 from threads import in_thread, until
 
 from synmanager import Archiver, Retry, Worker, current_job
 from synmanager.errors import Unsupported
+from synmanager.phases import WORK_PHASES
 
 __all__ = ["Grid", "Roles", "consumer_class", "producer_class"]
 
@@ -47,7 +48,7 @@ class Roles:
         assert run_thousand_jobs(crew, grid.producer) > 100
 
     def test_each_job_starts_at_once_on_an_idle_worker(self, grid: Grid, crew: Crew) -> None:
-        producers = {phase: grid.producer(phase) for phase in PHASES}
+        producers = {phase: grid.producer(phase) for phase in WORK_PHASES}
         names = ("a", "b", "c", "d")
         for name in names:
             crew.start(name)
@@ -56,7 +57,7 @@ class Roles:
         for first in (0, 4):  # when they have just connected, and when each has run a job
             for key in range(first, first + 4):
                 began = time.monotonic()
-                producers[chance.choice(PHASES)].submit({"key": key, "seconds": self.long})
+                producers[chance.choice(WORK_PHASES)].submit({"key": key, "seconds": self.long})
                 assert self.await_event(crew, "started", key) - began < self.long / 2
             assert not self.of(crew, "finished", first), "the jobs are too short for this test"
             for key in range(first, first + 4):
@@ -68,13 +69,13 @@ class Roles:
     def test_busy_workers_hold_nothing_else(self, grid: Grid, crew: Crew) -> None:
         crew.start("a")
         crew.start("b")
-        for phase in PHASES:
+        for phase in WORK_PHASES:
             jobs = [{"key": f"{phase} {n}", "seconds": self.long} for n in range(3)]
             grid.producer(phase).submit_many(jobs)
         until(lambda: len(self.of(crew, "started")) == 2, "two jobs start", within=30)
-        assert sum(grid.consumer(phase).check_message_count() for phase in PHASES) == 7
+        assert sum(grid.consumer(phase).check_message_count() for phase in WORK_PHASES) == 7
         assert not self.of(crew, "finished"), "the jobs are too short for this test"
-        assert sum(grid.consumer(phase).purge() for phase in PHASES) == 7
+        assert sum(grid.consumer(phase).purge() for phase in WORK_PHASES) == 7
         crew.stop()  # each ends its job
 
     @staticmethod
@@ -171,7 +172,8 @@ class Roles:
         assert sum(join() for join in shares) == 4
         assert sorted(got[None]) == [1, 2, 3, 4]
 
-    def test_delete(self, grid: Grid) -> None:
+    def test_delete(self, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SYNMANAGER_JOURNAL", "off")  # by which it may be cancelled instead
         producer, consumer = grid.producer("train"), grid.consumer("train")
         ids = producer.submit_many([{"run": run} for run in range(3)])
         if not producer.features.deletes:

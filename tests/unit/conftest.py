@@ -6,7 +6,7 @@ import pytest
 from grid import Grid
 from hypothesis import settings
 
-from synmanager import runner
+from synmanager.backends import base
 from synmanager.settings import VARIABLES
 
 # No deadline per example: the machine may be busy. No database: a run leaves nothing behind.
@@ -23,7 +23,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def grid(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grid]:
     """A memory broker of the test's own, whose consumers notice ``stop()`` sooner."""
-    monkeypatch.setattr(runner, "_SLICE", 0.05)
+    monkeypatch.setattr(base, "_SLICE", 0.05)
     made = Grid()
     yield made
     made.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -13,15 +13,16 @@ from threads import WAIT, in_thread, until
 
 from synmanager.backends import Address, Delivery, ExchangeSpec, QueueSpec
 from synmanager.backends.memory import MemoryBackend, MemoryBroker, _brokers, _Entry
+from synmanager.backends.native import NativeBackend
 from synmanager.base import BaseOperator, ConsumerOperator, ProducerOperator
 from synmanager.clock import ManualClock
+from synmanager.engine.results import Results
+from synmanager.engine.runner import Handler, Runner
+from synmanager.engine.service import Service
+from synmanager.engine.session import Session
 from synmanager.errors import BrokerUnavailable
-from synmanager.job import Job
 from synmanager.message import Message, encode
 from synmanager.phases import PHASES
-from synmanager.runner import Runner
-from synmanager.service import Service
-from synmanager.session import Session
 from synmanager.settings import Settings
 
 __all__ = ["WAIT", "Bench", "FlakyBackend", "Grid", "SkippingClock", "in_thread", "until"]
@@ -102,6 +103,12 @@ class Grid:
         letters = self.client().dead_letters(queue, 1000)
         return [(letter.message.body, letter.reason, letter.attempts) for letter in letters]
 
+    def ready(self, queue: str) -> list[Message]:
+        """What waits in a queue, by rank; looked at, not taken."""
+        with self.broker.changed:
+            ranks = self.broker.queue(queue).ready.values()
+            return [entry.message for entries in ranks for entry in entries.values()]
+
     def crash_holders(self, queue: str = "train") -> None:
         """Free what is leased, as when every worker that holds something dies."""
         with self.broker.changed:
@@ -127,7 +134,7 @@ class Grid:
         return operator
 
 
-class FlakyBackend(MemoryBackend):
+class FlakyBackend(MemoryBackend, NativeBackend):
     """A connection that breaks, or is refused, when a test says so.
 
     Attributes:
@@ -158,9 +165,9 @@ class FlakyBackend(MemoryBackend):
 
     def publish(
         self, exchange: str, routing_key: str, messages: Sequence[Message], *, delay: float = 0.0
-    ) -> None:
+    ) -> int:
         self._enter("publish")
-        super().publish(exchange, routing_key, messages, delay=delay)
+        return super().publish(exchange, routing_key, messages, delay=delay)
 
     def receive(
         self, queues: Sequence[str], wait: float, done: Delivery | None = None
@@ -176,13 +183,16 @@ class FlakyBackend(MemoryBackend):
         self._enter("nack")
         super().nack(delivery, delay=delay, count=count)
 
-    def bury(self, delivery: Delivery, reason: str) -> None:
+    def bury(self, delivery: Delivery, reason: str, traceback: str = "") -> None:
         self._enter("bury")
-        super().bury(delivery, reason)
+        super().bury(delivery, reason, traceback)
 
     def renew(self, delivery: Delivery) -> None:
         self._enter("renew")
         super().renew(delivery)
+
+    def native(self) -> tuple[Any, Any]:
+        return self, self
 
     def adopt(
         self, queue: str, channel: Any, method: Any, properties: Any, body: bytes, *, settled: bool
@@ -207,7 +217,7 @@ class Bench:
     """A runner on a connection that fails on demand, for the queue ``train``.
 
     Args:
-        on_result: as for ``Runner``.
+        results: as for ``Runner``.
         lease: seconds.
         reconnect: as for ``Session``.
         policy: fields of ``Settings``, such as ``max_attempts=2``.
@@ -217,7 +227,7 @@ class Bench:
         self,
         grid: Grid,
         *,
-        on_result: Callable[[Job, Any], None] | None = None,
+        results: Results | None = None,
         lease: float = 60.0,
         reconnect: float | None = None,
         **policy: Any,
@@ -228,8 +238,13 @@ class Bench:
         self.session.open(*(phase.spec for phase in PHASES.values()))
         self.backend.calls.clear()
         settings = Settings(self.backend.address, **policy)
-        self.runner = Runner(self.session, settings, on_result)
+        self.runner = Runner(self.session, settings, results)
 
     def run(self, handler: Callable[[dict[str, Any]], Any], **options: Any) -> int:
         """Run what is ready; with options, run as they say."""
-        return self.runner.run({"train": handler}, **(options or {"burst": True}))
+        return self.run_all({"train": handler}, **options)
+
+    def run_all(self, handlers: Mapping[str, Handler], **options: Any) -> int:
+        """The same, for several queues."""
+        with self.runner.shutdown() as shutdown:
+            return self.runner.run(handlers, shutdown, **(options or {"burst": True}))

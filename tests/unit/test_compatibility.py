@@ -190,9 +190,24 @@ class TestProducer:
         grid.producer().publish_message(message="{}")
         assert grid.count() == {"ready": 1}
 
-    @pytest.mark.parametrize("message", ["\ud800", '"' + "a" * 1000 + '"'])
+    @pytest.mark.parametrize("message", ["[1]", "no JSON", "", "7", b"\xff", b"{}"])
+    def test_publish_message_sends_whatever_it_is_given(
+        self, message: str | bytes, grid: Grid
+    ) -> None:
+        grid.producer().publish_message(message)
+        body = message.encode() if isinstance(message, str) else message
+        delivery = grid.client().receive(["train"], 0)
+        assert delivery is not None
+        assert delivery.message.body == body
+
+    def test_what_is_no_json_object_is_a_dead_letter_at_its_reader(self, grid: Grid) -> None:
+        grid.producer().publish_message("[1]")
+        assert grid.consumer().poll_message(lambda **_: 1) is None
+        assert grid.dead() == [(b"[1]", "the body is a JSON list, not an object", 1)]
+
+    @pytest.mark.parametrize("message", ["\ud800", '"' + "a" * 1000 + '"', None, {"run": 1}, 5])
     def test_publish_message_refuses_what_no_reader_takes(
-        self, message: str, grid: Grid, monkeypatch: pytest.MonkeyPatch
+        self, message: Any, grid: Grid, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SYNMANAGER_MAX_BYTES", "1000")
         with pytest.raises(InvalidJob):
@@ -286,7 +301,7 @@ class TestConsumer:
 
         grid.put({"run": 1}, {"run": 2})
         consumer = grid.consumer()
-        with caplog.at_level(logging.ERROR, "synmanager"):
+        with caplog.at_level(logging.WARNING, "synmanager"):
             assert consumer.poll_message(fail) is None
         assert "planted" in caplog.text
         assert "Traceback" in caplog.text

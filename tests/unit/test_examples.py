@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +18,6 @@ def test_the_sweep(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    drawn = done.stderr.decode()  # not text=True, which takes a carriage return for a line's end
-    assert done.returncode == 0, drawn
-    assert done.stdout.decode() == "200 runs; best: rate 0.0040, batch 96\n"
-
-    # The bar: drawn anew with each result, longer and longer, and whole at the end.
-    bars = re.findall(r"\r\[(#* *)\] (\d+)/200", drawn)
-    assert [int(count) for _, count in bars] == list(range(1, 201))
-    assert [bar.count("#") for bar, _ in bars] == [count * 40 // 200 for count in range(1, 201)]
-    assert {len(bar) for bar, _ in bars} == {40}
-    assert re.sub(r"\r\[#* *\] \d+/200", "", drawn).strip() == ""
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b"200 runs; best: rate 0.0040, batch 96\n"
+    assert done.stderr == b""  # the bar is for terminals

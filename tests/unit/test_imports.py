@@ -18,26 +18,63 @@ SOURCE = PACKAGE.parent
 #: Client libraries, each at home in one driver.
 HOMES = {"pika": "rabbitmq", "redis": "redis", "kombu": "kombu"}
 
+#: What observability tools bring, each known to one module.
+WATCHERS = {"opentelemetry": "spans", "prometheus_client": "metrics"}
+
+#: What only the command line needs.
+OF_THE_COMMAND = {"click", "rich"}
+
+#: What only the dashboard needs.
+OF_THE_DASHBOARD = {"starlette", "uvicorn", "jinja2", "markupsafe"}
+
 #: From the ground up: a module imports its own floor's and lower ones', see ARCHITECTURE.md.
 FLOORS = (
-    {"errors", "clock"},
-    {"message", "config"},
-    {"backends.base", "job"},
+    {"errors", "clock", "interrupts", "redact", "sockets", "stacks", "terminal", "trust", "words"},
+    {"config", "text"},
+    {"values"},
+    {"message"},
+    {"backends.base", "backends.urls", "job"},
+    {"backends.native", "backends.options", "backends.tls"},  # what drivers share
     {"backends"},  # the registry and the drivers
-    {"phases", "settings", "abstract", "callbacks", "retry", "shutdown", "session"},
-    {"leases"},
-    {"runner"},
-    {"base", "service"},
+    {"phases", "settings", "abstract"},
+    {"spans"},
+    {"tracing"},
+    {"logs"},
+    {"engine", "journal"},
+    {"jobs", "checks", "letters", "lookout", "metrics"},
+    {"sweep"},
+    {"base"},
     {"preprocess", "train", "evaluate", "completed", "worker", "archiver"},
-    {"demo"},
+    {"demo", "testkit"},
+    {"web"},
     {"cli"},
     {"__main__"},
 )
 
+#: The rooms of the engine and of the journal, from the ground up as well.
+ENGINE = (
+    {"engine", "engine.callbacks", "engine.ear", "engine.retry"},
+    {"engine.shutdown"},
+    {"engine.forks", "engine.limits"},
+    {"engine.outcomes", "engine.results"},
+    {"engine.kept", "engine.session"},
+    {"engine.leases"},
+    {"journal.events", "journal"},
+    {"journal.actions", "journal.aide"},
+    {"journal.recorder"},
+    {"journal.marks"},
+    {"journal.desk"},
+    {"journal.fold"},
+    {"journal.tally"},
+    {"journal.failures", "journal.reader"},
+    {"engine.runner"},
+    {"engine.service"},
+)
+
 #: What decides about jobs, or is for users. No driver knows it.
-POLICY = {"base", "service", "worker", "archiver", "runner", "retry", "leases", "session"} | {
-    "shutdown", "callbacks", "settings", "preprocess", "train", "evaluate", "completed", "phases",
-    "abstract", "demo", "cli", "job",
+POLICY = {"engine", "base", "worker", "archiver", "settings", "phases", "abstract", "job"} | {
+    "journal", "jobs", "sweep", "preprocess", "train", "evaluate", "completed", "demo", "cli",
+    "terminal", "testkit",
 }  # fmt: skip
 
 
@@ -46,6 +83,9 @@ def name_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
+
+#: What any driver may use.
+SHARED = ("base", "native", "options", "registry", "tls", "urls")
 
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
@@ -96,12 +136,12 @@ def floor(name: str) -> int | None:
 def drivers() -> dict[str, str]:
     """The modules of the drivers, and which driver each belongs to."""
     parts = {name: name.split(".") for name in MODULES if name.startswith("backends.")}
-    return {name: path[1] for name, path in parts.items() if path[1] not in ("base", "registry")}
+    return {name: path[1] for name, path in parts.items() if path[1] not in SHARED}
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"", "runner", "backends.base", "backends.memory", "testing"} <= set(MODULES)
-    assert own_imports("runner") >= {"errors", "leases", "message", "retry", "session"}
+    assert {"", "engine.runner", "backends.base", "backends.memory", "testing"} <= set(MODULES)
+    assert own_imports("engine.runner") >= {"errors", "message", "engine.retry", "engine.session"}
 
 
 @pytest.mark.parametrize("name", sorted(drivers()))
@@ -121,6 +161,22 @@ def test_a_client_library_is_imported_in_its_own_driver_only(name: str) -> None:
             assert drivers().get(name) == HOMES[library], imported
 
 
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_the_tools_that_watch_are_known_to_one_module_each(name: str) -> None:
+    for imported in imports(name):
+        assert WATCHERS.get(imported.split(".")[0], name) == name, imported
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.split(".")[0] != "cli"))
+def test_what_the_command_line_needs_is_imported_there_only(name: str) -> None:
+    assert not {imported.split(".")[0] for imported in imports(name)} & OF_THE_COMMAND
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.split(".")[0] != "web"))
+def test_what_the_dashboard_needs_is_imported_there_only(name: str) -> None:
+    assert not {imported.split(".")[0] for imported in imports(name)} & OF_THE_DASHBOARD
+
+
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"settings"}))
 def test_the_environment_is_read_in_settings_only(name: str) -> None:
     tree = ast.parse(MODULES[name].read_text())
@@ -137,8 +193,14 @@ def test_nobody_imports_the_names_of_0_1_0(name: str) -> None:
 
 def test_the_leaves_know_nobody() -> None:
     assert own_imports("errors") == set()
-    assert own_imports("clock") == set()
-    assert own_imports("message") == {"errors"}
+    assert (
+        own_imports("clock")
+        == own_imports("sockets")
+        == own_imports("interrupts")
+        == own_imports("trust")
+        == set()
+    )
+    assert own_imports("message") == {"errors", "interrupts", "text", "values"}
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name))
@@ -153,11 +215,21 @@ def test_nobody_imports_a_higher_floor(name: str) -> None:
         assert there <= here, imported
 
 
+@pytest.mark.parametrize(
+    "name", sorted(n for n in MODULES if n.startswith(("engine.", "journal.")))
+)
+def test_the_engine_has_floors_of_its_own(name: str) -> None:
+    levels = {room: level for level, rooms in enumerate(ENGINE) for room in rooms}
+    for imported in own_imports(name):
+        if imported.startswith(("engine.", "journal.")):
+            assert levels[imported] <= levels[name], imported
+
+
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("testing")))
 def test_the_contract_suite_sees_the_interface_only(name: str) -> None:
     for imported in own_imports(name):
         top = imported.split(".")[0]
-        assert top in ("backends", "errors", "message", "testing", "clock"), imported
+        assert top in ("backends", "errors", "message", "testing", "clock", "stacks"), imported
         assert imported not in drivers(), imported
 
 
@@ -193,6 +265,8 @@ def test_neither_drivers_nor_test_tools_are_loaded(code: str) -> None:
     loaded = set(run(f"{code}\nprint(*sys.modules)").split())
     assert "synmanager" in loaded
     assert not loaded & {"pika", "redis", "fakeredis", "kombu", "hypothesis", "pytest"}
+    assert not loaded & set(WATCHERS)
+    assert not loaded & (OF_THE_COMMAND | OF_THE_DASHBOARD)
 
 
 @pytest.mark.parametrize("code", ["import sys, synmanager", USE], ids=["imported", "used"])

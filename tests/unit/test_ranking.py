@@ -16,8 +16,8 @@ from threads import in_thread
 from synmanager.message import Rank
 
 
-class Killed(BaseException):
-    """What ends a thread that is to be killed."""
+class Killed(KeyboardInterrupt):
+    """What ends a thread that is to be killed: nothing else that a handler raises does."""
 
 
 class Threads:

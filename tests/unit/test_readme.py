@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from grid import Grid, in_thread, until
 
-README = Path(__file__).parents[2] / "README.md"
+from synmanager.engine.service import Service
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 
 SUBMIT = """
 from synmanager.preprocess import PreprocessProducerOperator
@@ -103,7 +107,7 @@ def test_the_snippets_of_this_repository_s_readme(
     grid: Grid, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SYNMANAGER_BACKEND", grid.url)
-    submit, run, *others = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    submit, run, work, archive = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     exec(submit, {})
     namespace: dict[str, Any] = {}
     listening = in_thread(exec, run, namespace)
@@ -111,5 +115,38 @@ def test_the_snippets_of_this_repository_s_readme(
     namespace["ppc_operator"].stop()
     listening()
     assert "{'project_id': 'test_project'} localhost" in capsys.readouterr().out
-    for snippet in others:
-        compile(snippet, str(README), "exec")
+
+    # The two roles; in a reader's program they run until they are stopped.
+    endless: Callable[..., int] = Service.run
+    monkeypatch.setattr(Service, "run", lambda self: endless(self, burst=True))
+    monkeypatch.setenv("SYNMANAGER_JOURNAL", "off")  # whose last words would be waited for
+    handlers: dict[str, Any] = dict.fromkeys(("align", "train", "evaluate"), lambda lr: {"lr": lr})
+    archived: list[float] = []
+    names = {**handlers, "mq_host": "localhost", "archive": lambda lr: archived.append(lr)}
+    exec(archive, names)
+    assert grid.count("train") == {"ready": 3, "delayed": 1}
+    exec(work, names)
+    exec(archive, names)
+    assert archived == [0.1, 0.01, 0.001]
+
+
+def test_the_table_of_versions_names_what_is_tested() -> None:
+    """``scripts/tested-on`` makes it of what ran; here is what was to run."""
+    compose = (ROOT / "tests/integration/docker-compose.yml").read_text()
+    expected = re.findall(r"^  (rabbitmq|redis|valkey)-([\d.]+):", compose, re.MULTILINE)
+    assert len(expected) >= 7
+    classifiers = (ROOT / "pyproject.toml").read_text()
+    expected += [("cpython", minor) for minor in re.findall(r"Python :: (3\.\d+)", classifiers)]
+    tox = (ROOT / "tox.ini").read_text()
+    expected += [("pika", version) for version in re.findall(r" pika==([\d.]+)", tox)]
+    expected += [("redis-py", version) for version in re.findall(r" redis==([\d.]+)", tox)]
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d., ]+) \|$", README.read_text(), re.MULTILINE)
+    table = {product.lower(): versions.split(", ") for product, versions in rows}
+    for product, wanted in expected:
+        found = [
+            version for version in table.get(product, []) if f"{version}.".startswith(f"{wanted}.")
+        ]
+        assert found, f"{product} {wanted} is not in README.md's table: scripts/tested-on"
+        table[product].remove(found[0])
+    assert len(table.pop("pika")) == len(table.pop("redis-py")) == 1  # the newest
+    assert not any(table.values()), "README.md's table names what is no longer tested"

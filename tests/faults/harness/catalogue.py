@@ -11,8 +11,11 @@ from pathlib import Path
 from harness.brokers import Broker
 from harness.rabbitmq import RabbitMQ
 from harness.redis_server import RedisServer
+from harness.sqlite_file import SQLiteFile
 
-_TRIXIE = "synmanager-base:trixie"  # what scripts/build-base-images makes
+# What scripts/build-base-images makes.
+_TRIXIE = "synmanager-base:trixie"
+_FORKY = "synmanager-base:forky"
 
 
 class Missing(Exception):
@@ -36,16 +39,9 @@ def brokers_are_required() -> bool:
     )
 
 
-def _redis(directory: Path) -> Broker:
+def _redis_7(directory: Path) -> Broker:
     _need("redis-server", "install redis-server 7 (Debian: apt-get install redis-server)")
     return RedisServer("redis-7", "redis-server", directory)
-
-
-def _valkey(directory: Path) -> Broker:
-    if shutil.which("valkey-server"):
-        return RedisServer("valkey-8", "valkey-server", directory)
-    _need_image(_TRIXIE)
-    return RedisServer("valkey-8", "valkey-server", directory, image=_TRIXIE)
 
 
 def _rabbitmq_3(directory: Path) -> Broker:
@@ -53,18 +49,39 @@ def _rabbitmq_3(directory: Path) -> Broker:
     return RabbitMQ("rabbitmq-3.10", directory)
 
 
-def _rabbitmq_4(directory: Path) -> Broker:
-    _need_image(_TRIXIE)
-    return RabbitMQ("rabbitmq-4", directory, image=_TRIXIE)
+def _redis_in(image: str, name: str, program: str) -> Callable[[Path], Broker]:
+    def make(directory: Path) -> Broker:
+        _need_image(image)
+        return RedisServer(name, program, directory, image=image)
+
+    return make
+
+
+def _rabbitmq_in(image: str, name: str) -> Callable[[Path], Broker]:
+    def make(directory: Path) -> Broker:
+        _need_image(image)
+        return RabbitMQ(name, directory, image=image)
+
+    return make
 
 
 #: By the name that a test's id shows.
 BROKERS: Mapping[str, Callable[[Path], Broker]] = {
-    "redis-7": _redis,
-    "valkey-8": _valkey,
+    "redis-7": _redis_7,
+    "redis-8": _redis_in(_FORKY, "redis-8", "redis-server"),
+    "valkey-8": _redis_in(_TRIXIE, "valkey-8", "valkey-server"),
+    "valkey-9": _redis_in(_FORKY, "valkey-9", "valkey-server"),
     "rabbitmq-3.10": _rabbitmq_3,
-    "rabbitmq-4": _rabbitmq_4,
+    "rabbitmq-4.0": _rabbitmq_in(_TRIXIE, "rabbitmq-4.0"),
+    "rabbitmq-4.3": _rabbitmq_in(_FORKY, "rabbitmq-4.3"),
+    "sqlite": SQLiteFile,
 }
+
+#: The oldest and the newest of each kind of backend; the long form takes all.
+SHORT = ("redis-7", "valkey-9", "rabbitmq-3.10", "rabbitmq-4.3", "sqlite")
+
+#: Those that are no server: there is nothing to crash, to freeze, to log in to or to cut off.
+SERVERLESS = frozenset({"sqlite"})
 
 
 def _need(program: str, remedy: str) -> None:

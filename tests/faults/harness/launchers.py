@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -137,7 +138,16 @@ class Container(Launcher):
         _run(["docker", "stop", "--time=50", self._known()])
 
     def freeze(self) -> None:
-        _run(["docker", "pause", self._known()])
+        # On a busy machine runc gives up ("unable to freeze") before the last process has come to
+        # rest, and thaws the others again.
+        until = time.monotonic() + 30
+        while True:
+            try:
+                _run(["docker", "pause", self._known()])
+                return
+            except AssertionError as error:
+                if "unable to freeze" not in str(error) or time.monotonic() > until:
+                    raise
 
     def thaw(self) -> None:
         if self._state() == "paused":

@@ -128,6 +128,17 @@ class RabbitMQ(Broker):
         assert answer.startswith("{ok,"), f"{expression} gives {answer}"
         return answer
 
+    def make_queues_of(self, kind: str) -> None:
+        """Move to a virtual host where a queue that is declared without a type is of this kind."""
+        self._vhosts += 1
+        self._vhost = f"v{self._vhosts}-{kind}"
+        self.eval(
+            f'U = <<"{USER}">>, V = <<"{self._vhost}">>, A = <<".*">>,'
+            f'rabbit_vhost:add(V, #{{default_queue_type => <<"{kind}">>}}, U),'
+            "rabbit_auth_backend_internal:set_permissions(U, V, A, A, A, U)."
+        )
+        wait_until(self.is_ready, 10, "the new virtual host is up")
+
     def add_stranger(self, user: str, password: str) -> None:
         self.eval(
             f'U = <<"{user}">>, N = <<"^$">>, A = <<"{USER}">>,'
@@ -135,6 +146,14 @@ class RabbitMQ(Broker):
             f'catch rabbit_auth_backend_internal:add_user(U, <<"{password}">>, A),'
             "rabbit_auth_backend_internal:set_permissions("
             f'U, <<"{self._vhost}">>, N, N, N, A).'
+        )
+
+    def forbid(self, user: str, beginning: str) -> None:
+        """Let a user do everything but with what has a name that begins so, in an Erlang string."""
+        self.eval(
+            f'U = <<"{user}">>, V = <<"{self._vhost}">>, A = <<".*">>,'
+            f'N = <<"^(?!{beginning}).*">>,'
+            f'rabbit_auth_backend_internal:set_permissions(U, V, N, A, N, <<"{USER}">>).'
         )
 
     def listen_with_tls(self, port: int, chain: Path, key: Path) -> None:

@@ -35,6 +35,7 @@ class RedisServer(Broker):
         directory: for the server's files.
         image: run it in a container of this image; by default as a process of this machine.
         env: of the process, besides.
+        settings: lines of its configuration, besides.
     """
 
     scheme = "redis"
@@ -47,12 +48,13 @@ class RedisServer(Broker):
         directory: Path,
         image: str | None = None,
         env: Mapping[str, str] | None = None,
+        settings: str = "",
     ) -> None:
         port = free_port()
         (directory / "data").mkdir()
         self._config = directory / "server.conf"
         self._config.write_text(
-            _CONFIG.format(port=port, directory=directory, user=USER, password=PASSWORD)
+            _CONFIG.format(port=port, directory=directory, user=USER, password=PASSWORD) + settings
         )
         self._snapshot = directory / "data" / "dump.rdb"
         command = [program, str(self._config)]

@@ -48,12 +48,12 @@ batch = config.get("batch", 1)
 def watch_backend(kind: type[QueueBackend]) -> None:
     publish = kind.publish
 
-    def watched(self: QueueBackend, exchange: str, route: str, messages: Any, **more: Any) -> None:
+    def watched(self: QueueBackend, exchange: str, route: str, messages: Any, **more: Any) -> int:
         doomed = any(f'"key": "{doom["key"]}"'.encode() in m.body for m in messages)
         if doomed and doom["at"] == "sent":
             die(journal)
         try:
-            publish(self, exchange, route, messages, **more)
+            repeats = publish(self, exchange, route, messages, **more)
         except PublishInterrupted as interruption:
             for message in interruption.unconfirmed:
                 key = json.loads(message.body)["key"]
@@ -61,6 +61,7 @@ def watch_backend(kind: type[QueueBackend]) -> None:
             raise
         if doomed and doom["at"] == "confirmed":
             die(journal)
+        return repeats
 
     kind.publish = watched  # type: ignore[method-assign, assignment]
 

@@ -13,7 +13,22 @@ from typing import Any, NoReturn
 
 from harness.journal import Journal
 
-from synmanager import current_job
+
+def _hold_the_log() -> None:
+    for handler in logging.getLogger().handlers:
+        handler.acquire()
+
+
+def _go_on_logging() -> None:
+    for handler in logging.getLogger().handlers:
+        handler.release()
+
+
+# A child that is forked while another thread writes a line could never write one itself: logging
+# makes its own locks anew there, and not the stream's. Registered first, this is done last.
+os.register_at_fork(before=_hold_the_log, after_in_parent=_go_on_logging)
+
+from synmanager import current_job  # noqa: E402
 
 
 def begin() -> tuple[dict[str, Any], Journal]:

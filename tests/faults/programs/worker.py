@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,11 +23,11 @@ from program import begin, die, run_noted
 from synmanager import Reject, Retry, Worker, current_job
 from synmanager.backends.base import Delivery, QueueBackend
 from synmanager.backends.registry import create_backend
+from synmanager.engine.shutdown import Shutdown
 from synmanager.errors import LeaseLost
 from synmanager.evaluate import EvaluateConsumerOperator
 from synmanager.preprocess import PreprocessConsumerOperator
 from synmanager.settings import load_settings
-from synmanager.shutdown import Shutdown
 from synmanager.train import TrainConsumerOperator
 
 CONSUMERS = {
@@ -84,17 +84,22 @@ def work(seconds: float, dies: bool) -> None:
 
 def doom_backend(kind: type[QueueBackend]) -> None:
     """Die between the library's own steps, where no callback can."""
-    receive, ack = kind.receive, kind.ack
+    await_job, ack = kind.await_job, kind.ack
     noted: set[Delivery] = set()  # some backends receive by way of their own ack
 
     def received(
-        self: QueueBackend, queues: Sequence[str], wait: float, done: Delivery | None = None
+        self: QueueBackend,
+        queues: Sequence[str],
+        wait: float,
+        done: Delivery | None = None,
+        *,
+        called_off: Callable[[], bool],
     ) -> Delivery | None:
         if done is None or done.settled:
-            delivery = receive(self, queues, wait)
+            delivery = await_job(self, queues, wait, called_off=called_off)
         else:
             with settling(done):
-                delivery = receive(self, queues, wait, done)
+                delivery = await_job(self, queues, wait, done, called_off=called_off)
         if delivery is not None and doom["at"] == "received" and is_doomed(delivery):
             die(journal)
         return delivery
@@ -112,16 +117,17 @@ def doom_backend(kind: type[QueueBackend]) -> None:
         except LeaseLost:
             journal.write("ack-refused", job_id=delivery.message.id)
             raise
-        if delivery not in noted:
-            noted.add(delivery)
-            journal.write("acked", job_id=delivery.message.id)
+        finally:  # also where what came after it failed, such as the wait for the next job
+            if delivery.settled and delivery not in noted:
+                noted.add(delivery)
+                journal.write("acked", job_id=delivery.message.id)
         if doom["at"] == "acked" and is_doomed(delivery):
             die(journal)
 
     def is_doomed(delivery: Delivery) -> bool:
         return f'"key": "{doom["key"]}"'.encode() in delivery.message.body
 
-    kind.receive, kind.ack = received, acked  # type: ignore[method-assign]
+    kind.await_job, kind.ack = received, acked  # type: ignore[method-assign]
 
 
 def note_requests() -> None:

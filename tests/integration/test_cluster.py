@@ -1,0 +1,364 @@
+"""Three nodes of RabbitMQ, as docker/cluster makes them: any one may be lost while jobs flow."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import pika
+import pytest
+from conftest import AMQP_URL, Brokers
+from containers import run, wait_for
+from threads import in_thread, until
+
+from synmanager import Worker
+from synmanager.backends import DeadLetter
+from synmanager.backends.rabbitmq import RabbitMQBackend
+from synmanager.cli import main
+from synmanager.settings import parse_url
+from synmanager.testing.steps import make_message, make_spec
+from synmanager.train import TrainConsumerOperator, TrainProducerOperator
+
+#: With the other tests of that image, in one process.
+pytestmark = pytest.mark.xdist_group("mq_image rabbitmq-4.3")
+
+DOCKER = Path(__file__).parents[2] / "docker" / "cluster"
+NODES = ("mq1", "mq2", "mq3")
+QUEUES = ("preprocess", "train", "evaluate", "completed")
+QUEUE: Final = "train"
+
+#: As in docker-compose.yml.
+TICKS = "-kernel net_ticktime 8"
+
+#: How many jobs run while a node is away.
+MANY = 300
+
+#: Seconds without a job: more than it takes nodes, and clients, to give up one that is silent.
+GAP = 30.0
+
+
+#: Of a container that is in one network.
+_ADDRESS = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+
+
+class Cluster:
+    """The nodes, in a network of their own, each at a port of the loopback that stays the same."""
+
+    def __init__(self, image: str) -> None:
+        self.name = f"synmanager-cluster-{uuid4().hex[:8]}"
+        self._image = image
+        listeners = [socket.create_server(("127.0.0.1", 0)) for _ in NODES]
+        ports = [listener.getsockname()[1] for listener in listeners]
+        for listener in listeners:
+            listener.close()
+        self.ports = dict(zip(NODES, ports, strict=True))
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        self.url = f"amqp://guest:guest@{hosts}/?queues=quorum"
+
+    def __enter__(self) -> Cluster:
+        docker("network", "create", self.name)
+        for node, port in self.ports.items():
+            docker(
+                "run",
+                "--detach",
+                f"--name={self.name}-{node}",
+                f"--hostname={node}",
+                f"--network={self.name}",
+                f"--network-alias={node}",
+                f"--publish=127.0.0.1:{port}:5672",
+                f"--env=RABBITMQ_NODENAME=rabbit@{node}",
+                "--env=ERL_EPMD_ADDRESS=0.0.0.0",
+                "--env=SYNMANAGER_COOKIE=test",
+                f"--env=RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS={TICKS}",
+                "--no-healthcheck",
+                f"--volume={DOCKER / 'cluster.conf'}:/etc/rabbitmq/conf.d/cluster.conf:ro",
+                f"--volume={DOCKER / 'definitions.json'}:/etc/rabbitmq/definitions.json:ro",
+                self._image,
+            )
+        self.wait_until_whole()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        run("docker", "rm", "--force", "--volumes", *(f"{self.name}-{node}" for node in NODES))
+        run("docker", "network", "rm", self.name)
+
+    def kill(self, node: str) -> None:
+        """As ``kill -9``."""
+        docker("kill", f"{self.name}-{node}")
+
+    def stop(self, node: str) -> None:
+        """As one upgrades a node, see docs/clusters.md."""
+        docker("exec", f"{self.name}-{node}", "rabbitmq-upgrade", "await_online_quorum_plus_one")
+        docker("exec", f"{self.name}-{node}", "rabbitmq-upgrade", "drain")
+        docker("stop", f"{self.name}-{node}")
+
+    def start(self, node: str) -> None:
+        docker("start", f"{self.name}-{node}")
+
+    def freeze(self, node: str) -> None:
+        docker("pause", f"{self.name}-{node}")
+
+    def thaw(self, node: str) -> None:
+        docker("unpause", f"{self.name}-{node}")
+
+    def cut_off(self, node: str) -> None:
+        """Let the others neither hear it nor be heard by it; its clients may still come."""
+        self._filter(node, "--append")
+
+    def join(self, node: str) -> None:
+        self._filter(node, "--delete")
+
+    def _filter(self, node: str, action: str) -> None:
+        pid = docker("inspect", "--format={{.State.Pid}}", f"{self.name}-{node}").strip()
+        for other in NODES:
+            if other != node:
+                there = docker("inspect", f"--format={_ADDRESS}", f"{self.name}-{other}").strip()
+                for chain, side in (("INPUT", "--source"), ("OUTPUT", "--destination")):
+                    rule = ("iptables", action, chain, side, there, "--jump", "DROP")
+                    done = run("nsenter", "--target", pid, "--net", *rule)
+                    assert done.returncode == 0, done.stdout
+
+    def leader(self, alive: str) -> str:
+        """The node that leads the queue."""
+        return self._queues(alive)[QUEUE][0]
+
+    def wait_until_whole(self) -> None:
+        """Wait until each node is there and has a part of each queue that can take over."""
+        wait_for(lambda: all(map(self._is_whole, NODES)), "three nodes, and queues on all of them")
+
+    def _is_whole(self, node: str) -> bool:
+        try:
+            queues = self._queues(node)
+        except AssertionError:  # not up yet
+            return False
+        return len(queues) >= 8 and all(len(online) == len(NODES) for _, online in queues.values())
+
+    def _queues(self, node: str) -> dict[str, tuple[str, list[str]]]:
+        """The leader, and the nodes that are online, of each queue that holds jobs."""
+        columns = ("rabbitmqctl", "-q", "--no-table-headers", "list_queues")
+        listed = docker("exec", f"{self.name}-{node}", *columns, "name", "leader", "online")
+        found = {}
+        for line in listed.splitlines():
+            name, leader, online = line.split("\t")
+            if not name.startswith("~"):
+                nodes = [each for each in NODES if each in online]
+                found[name] = (leader.removeprefix("rabbit@"), nodes)
+        return found
+
+
+def docker(*arguments: str) -> str:
+    done = run("docker", *arguments)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def cluster(docker: str, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    if not request.config.getoption("--long"):
+        pytest.skip("three nodes at once are for the long form: tox -e integration -- --long")
+    if AMQP_URL:
+        pytest.skip("SYNMANAGER_TEST_AMQP_URL is set, so no image is built")
+    brokers: Brokers = request.getfixturevalue("brokers")
+    brokers.prepare("rabbitmq-4.3", "build")
+    made = Cluster("synergos_mq:test-4.3")
+    try:
+        with made:
+            yield made
+    except BaseException:
+        made.__exit__()
+        raise
+
+
+class Traffic:
+    """A Director that submits without a pause, and workers that run what it submits."""
+
+    def __init__(self, url: str, workers: int) -> None:
+        self.confirmed = 0
+        self.ran: Counter[int] = Counter()
+        self.gap = 0.0  # seconds, the longest without a job
+        self._last: float | None = None
+        self._url = url
+        self._lock = threading.Lock()
+        self._over, self._ended = threading.Event(), threading.Event()
+        self.workers = [Worker({QUEUE: self._note}, url=url) for _ in range(workers)]
+
+    def _note(self, number: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self.gap = max(self.gap, now - (self._last or now))
+            self._last = now
+            self.ran[number] += 1
+
+    def _submit(self) -> None:
+        try:
+            with TrainProducerOperator(url=self._url) as producer:
+                while not self._over.is_set():
+                    producer.process(number=self.confirmed)
+                    self.confirmed += 1
+        finally:
+            self._ended.set()
+
+    def __enter__(self) -> Traffic:
+        self._joins: list[Callable[[], Any]] = [in_thread(self._submit)]
+        self._joins += [in_thread(worker.run) for worker in self.workers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for worker in self.workers:
+            worker.stop()
+        for join in self._joins:
+            join()
+
+    def flows(self, jobs: int) -> None:
+        """Wait until so many more have run."""
+        before = len(self.ran)
+        until(lambda: len(self.ran) >= before + jobs, f"{jobs} more jobs have run", 60)
+
+    def settle(self) -> None:
+        """Submit no more, and wait until all that was confirmed has run."""
+        self._over.set()
+        until(self._ended.is_set, "the last job is confirmed", 60)
+        self._joins.pop(0)()
+        until(lambda: len(self.ran) >= self.confirmed, "all confirmed jobs have run", 60)
+
+
+def without(
+    traffic: Traffic, node: str, lose: Callable[[str], None], bring_back: Callable[[str], None]
+) -> None:
+    """Let jobs flow while a node is lost, and when it is back."""
+    lose(node)
+    try:
+        traffic.flows(MANY)
+    finally:
+        bring_back(node)
+    traffic.flows(MANY)
+
+
+def kill_the_leader(cluster: Cluster, traffic: Traffic) -> None:
+    without(traffic, cluster.leader("mq1"), cluster.kill, cluster.start)
+
+
+def kill_a_clients_node(cluster: Cluster, traffic: Traffic) -> None:
+    ports = {port: node for node, port in cluster.ports.items()}
+    backend = traffic.workers[0]._session.backend
+    assert isinstance(backend, RabbitMQBackend)
+    without(traffic, ports[backend._nodes.current.port], cluster.kill, cluster.start)
+
+
+def freeze_the_leader(cluster: Cluster, traffic: Traffic) -> None:
+    without(traffic, cluster.leader("mq1"), cluster.freeze, cluster.thaw)
+
+
+def cut_the_leader_off(cluster: Cluster, traffic: Traffic) -> None:
+    without(traffic, cluster.leader("mq1"), cluster.cut_off, cluster.join)
+
+
+def restart_one_after_the_other(cluster: Cluster, traffic: Traffic) -> None:
+    for node in NODES:
+        cluster.stop(node)
+        traffic.flows(MANY)
+        cluster.start(node)
+        cluster.wait_until_whole()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        kill_the_leader,
+        kill_a_clients_node,
+        freeze_the_leader,
+        cut_the_leader_off,
+        restart_one_after_the_other,
+    ],
+    ids=lambda trouble: trouble.__name__,
+)
+def test_a_node_is_lost(
+    cluster: Cluster,
+    trouble: Callable[[Cluster, Traffic], None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Any,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setenv("SYNMANAGER_HEARTBEAT", "4")  # seconds; twice that, and a node is given up
+    monkeypatch.setenv("SYNMANAGER_TIMEOUT", "9")  # seconds, for three nodes
+    cluster.wait_until_whole()
+    with ExitStack() as stack:
+        client = RabbitMQBackend(parse_url(cluster.url))
+        client.open()
+        stack.callback(client.close)
+        client.purge(QUEUE)
+        traffic = stack.enter_context(Traffic(cluster.url, workers=3))
+        traffic.flows(100)
+        traffic.gap = 0.0
+        trouble(cluster, traffic)
+        traffic.settle()
+    twice = [number for number, times in traffic.ran.items() if times > 1]
+    figures = f"{traffic.confirmed} jobs, {len(twice)} twice, {traffic.gap:.1f} s without any"
+    record_property("measured", figures)
+    print(f"{trouble.__name__}: {figures}")
+    assert set(traffic.ran) >= set(range(traffic.confirmed))  # nothing confirmed is lost
+    # What each held, or had just acknowledged, when its connection ended.
+    assert len(twice) <= 2 * len(traffic.workers) * len(NODES), (twice, traffic.confirmed)
+    assert traffic.gap < GAP
+
+
+def test_queues_are_of_the_kind_that_their_virtual_host_says(cluster: Cluster) -> None:
+    client = RabbitMQBackend(parse_url(cluster.url.partition("?")[0]))
+    client.open()
+    with ExitStack() as stack:
+        stack.callback(client.close)
+        spec = make_spec()
+        client.declare(spec)
+        names = [spec.name, f"{spec.name}.dead"]
+        arguments = client.facts(names).arguments
+        assert [arguments[name]["x-queue-type"] for name in names] == ["quorum", "quorum"]
+
+
+def test_from_classic_to_quorum_queues(cluster: Cluster, tmp_path: Path) -> None:
+    """As docs/clusters.md has it: away, the old queues deleted, and back."""
+    add = "rabbitmqctl -q add_vhost old --default-queue-type classic"
+    allow = "rabbitmqctl -q set_permissions -p old guest '.*' '.*' '.*'"
+    docker("exec", f"{cluster.name}-mq1", "sh", "-c", f"{add} && {allow}")
+    old = cluster.url.partition("?")[0] + "old"
+    new, parked = f"{old}?queues=quorum", f"sqlite:///{tmp_path / 'parked.db'}"
+    with TrainProducerOperator(url=old) as producer:
+        for number in range(30):
+            producer.submit({"number": number}, priority=("low", "normal", "high")[number % 3])
+        producer.submit({"number": 30}, delay=3.0, job_id="later")
+    with closing(RabbitMQBackend(parse_url(old))) as client:
+        client.open()
+        assert client.facts([QUEUE]).arguments[QUEUE]["x-queue-type"] == "classic"
+        client.add_letters(QUEUE, [DeadLetter(make_message(), QUEUE, "why", 5, 1764094604.5)])
+
+    assert main(["move", "--from", old, "--to", parked]) == 0
+    one = f"amqp://guest:guest@127.0.0.1:{cluster.ports['mq2']}/old"
+    with pika.BlockingConnection(pika.URLParameters(one)) as connection:
+        channel = connection.channel()
+        for name in [*QUEUES, *(f"{queue}.dead" for queue in QUEUES)]:
+            channel.queue_delete(name, if_empty=True)
+    assert main(["move", "--from", old, "--to", new]) != 0  # they are one
+    assert main(["move", "--from", parked, "--to", new]) == 0
+
+    taken: list[int] = []
+    with TrainConsumerOperator(url=new) as consumer:
+        until(lambda: consumer.check_message_count() == 31, "the delayed one has come", 60)
+        consumer.listen_message(lambda number: taken.append(number), max_jobs=31)
+        (letter,) = consumer.dead_letters(10)
+        assert letter.reason == "why"
+    in_order = [number for last in (2, 1, 0) for number in range(last, 30, 3)]
+    assert [number for number in taken if number != 30] == in_order
+    assert sorted(taken) == list(range(31))
+    with closing(RabbitMQBackend(parse_url(new))) as client:
+        client.open()
+        for name, arguments in client.facts([QUEUE, f"{QUEUE}.dead"]).arguments.items():
+            assert arguments["x-queue-type"] == "quorum", name

@@ -1,0 +1,178 @@
+"""The journal in RabbitMQ's streams: what it costs, and what others do to them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from threading import Barrier
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from threads import until
+from wire import Wire
+
+from synmanager.backends.rabbitmq import RabbitMQBackend, journal
+from synmanager.backends.rabbitmq.journal import stream
+from synmanager.errors import TopologyError
+from synmanager.settings import parse_url
+from synmanager.testing.steps import in_thread
+
+
+@pytest.fixture
+def log(plain: Any) -> Iterator[str]:
+    name = "".join(chr(ord("a") + int(digit, 16)) for digit in uuid4().hex)
+    yield name
+    plain.queue_delete(stream(name))
+
+
+@pytest.fixture
+def wire(amqp_url: str) -> Iterator[Wire]:
+    with Wire(amqp_url) as made:
+        yield made
+
+
+@pytest.fixture
+def counted(wire: Wire) -> Iterator[RabbitMQBackend]:
+    """A client whose methods are counted."""
+    made = RabbitMQBackend(parse_url(wire.url))
+    made.open()
+    yield made
+    made.close()
+
+
+def spent(wire: Wire, work: Callable[[], object]) -> Counter[str]:
+    before = wire.sent + wire.journal
+    work()
+    return wire.sent + wire.journal - before
+
+
+def test_what_it_costs(
+    wire: Wire, counted: RabbitMQBackend, client: RabbitMQBackend, log: str
+) -> None:
+    for _ in range(2):  # the first has a connection of its own
+        counted.record(log, [b"1"] * 10)
+    assert spent(wire, lambda: counted.record(log, [b"2"])) == {"basic.publish": 1}
+    entries = counted.replay(log)
+    after = entries[-1].position
+
+    def look() -> None:
+        assert counted.replay(log, after) == []
+
+    look()  # with it goes what was kept to be sent with the next
+    for _ in range(10):
+        assert spent(wire, look) == {"basic.ack": 1, "basic.qos": 1}
+    waiting = in_thread(lambda: counted.replay(log, after, wait=30.0))
+
+    def wait() -> None:
+        time.sleep(1.0)  # nothing comes of it that could be awaited
+        assert not waiting.done()
+
+    wait()
+    assert spent(wire, wait) == {}
+    client.record(log, [b"3"])
+    assert [entry.data for entry in waiting.result(10)] == [b"3"]
+
+
+def test_many_looks_are_cheap(wire: Wire, counted: RabbitMQBackend, log: str) -> None:
+    counted.record(log, [b"%d" % number for number in range(500)])
+    after = counted.replay(log)[-1].position
+
+    def look(times: int = 500) -> None:
+        for _ in range(times):
+            assert counted.replay(log, after) == []
+
+    look(1)  # with it goes what is left of the first, which the wire may count late
+    methods = spent(wire, look)
+    assert methods["basic.consume"] <= 20
+    assert methods["channel.open"] == 0
+    assert sum(methods.values()) <= 1200
+
+
+def test_a_stream_that_was_deleted_begins_anew(
+    client: RabbitMQBackend, plain: Any, log: str
+) -> None:
+    client.record(log, [b"%d" % number for number in range(5)])
+    last = client.replay(log)[-1]
+    waiting = in_thread(lambda: client.replay(log, last.position, wait=10.0))
+    plain.queue_delete(stream(log))
+    client.record(log, [b"new"])
+    assert [entry.data for entry in waiting.result(10)] == [b"new"]
+    assert [entry.data for entry in client.replay(log, last.position)] == [b"new"]
+    assert [entry.data for entry in client.replay(log)] == [b"new"]
+
+
+@pytest.mark.parametrize("attempt", range(8))
+def test_who_comes_while_a_stream_is_made_keeps_the_connection(
+    amqp_url: str, log: str, attempt: int
+) -> None:
+    """RabbitMQ before 4.3 ends it, in about every second attempt."""
+    clients = [RabbitMQBackend(parse_url(amqp_url)) for _ in range(4)]
+    for client in clients:
+        client.open()
+    links = [client._link for client in clients]
+    start = Barrier(len(clients))
+
+    def write(client: RabbitMQBackend) -> None:
+        start.wait(30)
+        for number in range(5):
+            client.record(log, [b"%d" % number])
+
+    def read(client: RabbitMQBackend) -> None:
+        start.wait(30)
+        seen = client.replay(log, wait=30)
+        while len(seen) < 10:
+            seen += client.replay(log, seen[-1].position, wait=30)
+
+    working = [
+        in_thread(work, client)
+        for work, client in zip((read, write, read, write), clients, strict=True)
+    ]
+    for each in working:
+        each.result(60)
+    assert [client._link for client in clients] == links
+    for client in clients:
+        assert client.is_open
+        client.close()
+
+
+def test_a_stream_that_somebody_has_made_is_taken_as_it_is(
+    client: RabbitMQBackend, plain: Any, log: str
+) -> None:
+    kind = {"x-queue-type": "stream", "x-max-age": "1D"}
+    plain.queue_declare(stream(log), durable=True, arguments=kind)
+    begin = time.monotonic()
+    assert client.replay(log) == []
+    assert time.monotonic() - begin < 3
+    waiting = in_thread(lambda: client.replay(log, wait=10.0))
+    client.record(log, [b"1"])
+    assert [entry.data for entry in waiting.result(10)] == [b"1"]
+    plain.queue_declare(stream(log), durable=True, arguments=kind)  # it is the same
+
+
+def test_what_is_no_stream_is_named_and_keeps_what_it_has(
+    client: RabbitMQBackend, plain: Any, log: str
+) -> None:
+    plain.queue_declare(stream(log), durable=True)
+    plain.confirm_delivery()
+    plain.basic_publish("", stream(log), b"a job", mandatory=True)
+    for wait in (0, 1.0):
+        with pytest.raises(TopologyError, match=stream(log)):
+            client.replay(log, wait=wait)
+    assert client.is_open
+    until(lambda: plain.queue_declare(stream(log), passive=True).method.message_count == 1)
+
+
+def test_who_follows_no_more_is_let_go(
+    client: RabbitMQBackend, log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.record(log, [b"%d" % number for number in range(10)])
+    entries = client.replay(log)
+    for entry in entries[::2]:  # each a place to go on from; a few are kept
+        client.replay(log, entry.position, limit=1)
+    assert len(client._journal._tapes) == journal._KEPT_TAPES
+    monkeypatch.setattr(journal, "_KEPT_FOR", 0.0)
+    until(lambda: not client._journal._tapes)
+    assert client.replay(log, entries[4].position) == entries[5:]
+    until(lambda: not client._journal._tapes)
