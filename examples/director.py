@@ -2,7 +2,7 @@
 
 Run it in one terminal and one or more ``ttp.py`` in others, on any broker they all reach:
 
-    export SYNMANAGER_BACKEND=redis://localhost:6379/0
+    export SYNMANAGER_BACKEND=sqlite
     python examples/ttp.py
     python examples/director.py --runs 12 --archive results.jsonl
 """

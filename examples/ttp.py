@@ -1,6 +1,6 @@
 """A TTP: runs the jobs of three phases by rank, until it is told to stop (Ctrl-C, SIGTERM).
 
-export SYNMANAGER_BACKEND=redis://localhost:6379/0
+export SYNMANAGER_BACKEND=sqlite
 python examples/ttp.py --name ttp-1
 """
 
@@ -25,7 +25,6 @@ def main() -> None:
 
     def work(**kwargs: Any) -> dict[str, Any]:
         job = current_job()
-        assert job is not None
         logging.info("%s %s, attempt %d", kwargs["kind"], kwargs["run"], job.attempt)
         time.sleep(options.seconds)  # the federated computation
         return {**kwargs, "ttp": options.name}
