@@ -465,11 +465,13 @@ class Runner:
         attempt.report.result = result.body
 
         def publish() -> None:
-            # A result of a job that is another's by now must not go out.
-            self._call(Step.PUBLISH, lambda backend: backend.renew(delivery))
             with attempt.trace.after():
                 self._session.publish(
-                    results.exchange, results.routing_key, [result], **self._waiting(Step.PUBLISH)
+                    results.exchange,
+                    results.routing_key,
+                    [result],
+                    holding=delivery,
+                    **self._waiting(Step.PUBLISH),
                 )
 
         if self._settle(Step.PUBLISH, attempt, publish):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from copy import copy
 from typing import TypeVar
 
-from synmanager.backends.base import ExchangeSpec, QueueBackend, QueueSpec
+from synmanager.backends.base import Delivery, ExchangeSpec, QueueBackend, QueueSpec
 from synmanager.clock import Clock
 from synmanager.engine.outcomes import End, Step, after_error
 from synmanager.errors import (
@@ -118,23 +118,31 @@ class Session:
         messages: Sequence[Message],
         *,
         delay: float = 0.0,
+        holding: Delivery | None = None,
         step: Step = Step.CALL,
         endless: bool = False,
         called_off: Callable[[], bool] = lambda: False,
     ) -> int:
         """Publish; after an interruption repeat what is in doubt, with the same ids.
 
+        Args:
+            holding: whose result it is. Its lease is renewed before each try: nothing goes out
+                for a job that is another's since the last one, and a long wait does not lose it.
+
         Returns:
             how many were not queued, because their ids are; 0 if there is doubt about it.
 
         Raises:
             NotPublished: it came to an end; says what was not accepted.
+            LeaseLost: what was to be held is not held any more.
         """
         remaining: tuple[Message, ...] = ()
         repeats, in_doubt = 0, False
 
         def attempt(backend: QueueBackend) -> None:
             nonlocal remaining, repeats, in_doubt
+            if holding is not None:
+                backend.renew(holding)
             try:
                 repeats += backend.publish(exchange, routing_key, remaining, delay=delay)
             except Exception as error:

@@ -10,6 +10,7 @@ import pytest
 from grid import Bench, Grid, in_thread, until
 
 from synmanager import Reject, Retry, current_job
+from synmanager.backends.base import Delivery
 from synmanager.engine import forks, kept
 from synmanager.engine.results import Results
 from synmanager.errors import (
@@ -133,9 +134,54 @@ class TestResults:
         bench.run(lambda kwargs: RESULT)
         assert len(published(grid)) == 1
 
+    def test_one_that_waits_for_room_keeps_its_job(
+        self, grid: Grid, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench = bench_with_results(grid, lease=60.0)
+        grid.put(JOB)
+        publish, other = bench.backend.publish, grid.client()
+        taken_over: list[Delivery | None] = []
+
+        def full(*args: Any, **options: Any) -> int:
+            if len(taken_over) == 4:
+                return publish(*args, **options)
+            grid.clock.advance(25)
+            taken_over.append(other.receive(["train"], 0))
+            raise PublishRefused("no room")
+
+        monkeypatch.setattr(bench.backend, "publish", full)
+        assert bench.run(lambda kwargs: RESULT) == 1
+        assert taken_over == [None] * 4
+        assert published(grid) == [RESULT]
+        assert grid.count() == {}
+
 
 class TestLostLease:
     """The broker took the job back while it ran; here, as when its lease runs out."""
+
+    @pytest.mark.parametrize(
+        "error",
+        [PublishInterrupted("gone", ()), BrokerUnavailable("gone"), PublishRefused("no room")],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_while_its_result_was_waited_for_nothing_is_published(
+        self, error: Exception, grid: Grid, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A worker that was frozen learns from its first request that its connection is gone.
+        bench = bench_with_results(grid)
+        other = grid.client()
+        grid.put(JOB)
+
+        def late(*args: Any, **options: Any) -> int:
+            monkeypatch.undo()
+            grid.crash_holders()
+            assert other.receive(["train"], 0) is not None  # another worker has it now
+            raise error
+
+        monkeypatch.setattr(bench.backend, "publish", late)
+        bench.run(lambda kwargs: RESULT)
+        assert published(grid) == []
+        assert grid.count() == {"leased": 1}
 
     def test_its_result_is_not_published(
         self, grid: Grid, caplog: pytest.LogCaptureFixture
