@@ -333,7 +333,8 @@ class Runner:
             else:
                 self._run(attempt, handler, acknowledge_first)
             self._conclude(attempt)
-            if _succeeded(attempt):
+            # Mostly it is told before the acknowledgement, which goes with the next look for a job.
+            if _succeeded(attempt) and (not job.lease_lost or self._acknowledge(attempt)):
                 self._tell(attempt)
             if delivery in self._closing and _succeeded(attempt):
                 self._acknowledge(attempt)  # while there is a connection

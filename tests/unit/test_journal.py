@@ -14,7 +14,7 @@ import pytest
 from grid import FlakyBackend, Grid, in_thread, until
 
 from synmanager import Archiver, Cancelled, Jobs, Worker, current_job
-from synmanager.backends import Address, Entry
+from synmanager.backends import Address, Delivery, Entry
 from synmanager.backends.memory import MemoryBackend
 from synmanager.errors import (
     AccessRefused,
@@ -120,6 +120,30 @@ class TestStates:
         told = set(types(grid))
         assert told & {"job.given_back", "job.retried", "job.succeeded"} == {f"job.{last}"}
         assert known(jobs.get(job_id)).state == state
+
+    @pytest.mark.parametrize("value", [None, {"loss": 1}])
+    def test_of_a_job_that_is_anothers_and_returns_all_the_same(
+        self,
+        grid: Grid,
+        jobs: Jobs,
+        monkeypatch: pytest.MonkeyPatch,
+        value: dict[str, int] | None,
+    ) -> None:
+        monkeypatch.setenv("SYNMANAGER_LEASE", "0.3")  # a renewal each tenth of a second
+        other = grid.client()
+        taken: list[Delivery | None] = []
+
+        def train(**_: Any) -> dict[str, int] | None:
+            grid.crash_holders()
+            taken.append(other.receive(["train"], 0))
+            until(lambda: the(current_job()).lease_lost)
+            return value
+
+        job_id = grid.producer().submit({})
+        Worker({"train": train}, url=grid.url).run(burst=True)
+        assert [delivery.message.id for delivery in taken if delivery] == [job_id]
+        assert "job.succeeded" not in types(grid)
+        assert known(jobs.get(job_id)).state == "running"
 
     def test_of_a_job_that_nobody_knows(self, jobs: Jobs) -> None:
         assert jobs.get("nobody") is None
