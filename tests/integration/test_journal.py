@@ -25,7 +25,7 @@ from synmanager.backends.rabbitmq.journal import stream
 from synmanager.cli import main
 from synmanager.errors import TopologyError
 from synmanager.evaluate import EvaluateProducerOperator
-from synmanager.journal import marks
+from synmanager.journal import marks, recorder
 from synmanager.journal.events import CHECKPOINTS, EVENTS, MARKS, PLACES
 from synmanager.journal.fold import State
 from synmanager.phases import WorkPhase
@@ -161,6 +161,21 @@ class Story:
         with TrainConsumerOperator(url=url) as consumer:
             assert len(consumer.dead_letters()) == 3
             consumer.purge_dead_letters()
+
+    def test_a_sweep_whose_queue_is_purged(self, url: str) -> None:
+        with (
+            TrainProducerOperator(url=url) as producer,
+            TrainConsumerOperator(url=url) as consumer,
+            producer.sweep([{"run": run} for run in range(6)]) as sweep,
+        ):
+            consumer.poll_message(lambda run: {"run": run})
+            recorder.flush_all(45)  # it has ended before, also in the journal
+            assert consumer.purge() == 5
+            ended = list(sweep.results(timeout=45))
+            assert sweep.counts() == {"succeeded": 1, "cancelled": 5}
+        assert [done.result for done in ended if done.error is None] == [{"run": 0}]
+        (error,) = {done.error for done in ended if done.error is not None}
+        assert error.startswith("cancelled: purged from its queue by ")
 
     def test_a_subscriber_is_told_of_failures_mends_its_own_and_leaves(
         self, url: str, capsys: pytest.CaptureFixture[str]
