@@ -1,4 +1,4 @@
-"""Row: the primary of a Redis that Sentinels watch is lost. Checks L D X T, with ``replicas=1``."""
+"""Row: Redis's primary is lost, or the slot moves. Checks L D X T, with ``replicas=1``."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from harness.brokers import CANARY
 from harness.catalogue import brokers_are_required
 from harness.director import Director
 from harness.processes import Processes
+from harness.redis_cluster import ClusterGroup
 from harness.redis_group import RedisGroup
+from harness.redis_sentinels import SentinelGroup
 
-pytestmark = pytest.mark.xdist_group("sentinel")
+pytestmark = pytest.mark.xdist_group("failover")
+
+GROUPS = (SentinelGroup, ClusterGroup)
 
 ENV = {"SYNMANAGER_LEASE": "6", "SYNMANAGER_MAX_ATTEMPTS": "1000"}
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisGroup]:
+def servers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisGroup]:
     if shutil.which("redis-server") is None:
         if brokers_are_required():
             pytest.fail("there is no redis-server", pytrace=False)
         pytest.skip("there is no redis-server")
-    made = RedisGroup(tmp_path_factory.mktemp("sentinel"))
+    made: RedisGroup = request.param(tmp_path_factory.mktemp("group"))
     try:
         made.start()
         yield made
@@ -79,18 +85,32 @@ def restart(group: RedisGroup) -> float:
     return time.monotonic()
 
 
+def move(group: RedisGroup) -> float:
+    """The slot moves to another shard, key by key; nobody is lost."""
+    assert isinstance(group, ClusterGroup)
+    group.move_slot()
+    return time.monotonic()
+
+
 @pytest.mark.limit(120)
-@pytest.mark.parametrize("fault", [kill, fail_over, freeze, restart])
+@pytest.mark.parametrize(
+    ("servers", "fault"),
+    [
+        *((kind, fault) for kind in GROUPS for fault in (kill, fail_over, freeze, restart)),
+        (ClusterGroup, move),
+    ],
+    indirect=["servers"],
+    ids=lambda value: value.__name__,
+)
 def test_the_primary_is_lost(
+    group: RedisGroup,
+    running: Processes,
     fault: Callable[[RedisGroup], float],
     is_long: bool,
-    request: pytest.FixtureRequest,
     figures: Callable[[str], None],
 ) -> None:
-    if fault is not kill and not is_long:
+    if fault not in (kill, move) and not is_long:
         pytest.skip("in the long form")
-    group: RedisGroup = request.getfixturevalue("group")
-    running: Processes = request.getfixturevalue("running")
     count = 5000 if is_long else 150
     for who in ("single", "batches"):
         batch = 20 if who == "batches" else 1
@@ -122,7 +142,7 @@ def test_the_primary_is_lost(
     published = min(e["at"] for e in history.events if e["event"] == "confirmed" if e["at"] > back)
     assert published - back <= 10
     figures(
-        f"{fault.__name__}: a new primary after {back - lost:.1f} s; consuming again "
+        f"{fault.__name__}: another primary after {back - lost:.1f} s; consuming again "
         f"{resumed:.2f} s after that, publishing {published - back:.2f} s; "
         f"{history.extra_runs} extra runs, {history.repeated_publishes} repeated publishes"
     )
