@@ -16,7 +16,7 @@ from synmanager.testing.network import NetworkBrokerUnderTest
 
 __all__ = ["BrokerAtURL", "TestBackend", "use"]
 
-#: What needs a proxy, and so a port.
+#: What needs a proxy, and so one host and its port.
 _BY_PROXY = ("freeze", "requests", "cut_round_trip", "dead")
 
 
@@ -40,6 +40,7 @@ class BrokerAtURL(NetworkBrokerUnderTest):
 
     def __init__(self, address: Address) -> None:
         self._address = address
+        self._by_proxy = bool(address.host and address.port and not address.others)
         super().__init__(address.host or "", address.port or 0)
 
     def new_client(self, **address: Any) -> QueueBackend:
@@ -47,12 +48,12 @@ class BrokerAtURL(NetworkBrokerUnderTest):
 
     def make(self, *, wired: bool = False, **address: Any) -> QueueBackend:
         # All that can: it is by its proxy that a client is cut.
-        return super().make(wired=bool(self._host and self._port), **address)
+        return super().make(wired=self._by_proxy, **address)
 
     def lacks(self, ability: str) -> str:
-        if ability in _BY_PROXY and not (self._host and self._port):
-            return "the URL names no host and port"
-        if ability == "cut" and not (self._host and self._port):
+        if ability in _BY_PROXY and not self._by_proxy:
+            return "the URL names no one host and port"
+        if ability == "cut" and not self._by_proxy:
             features = self.new_client().features
             if not (features.shared and features.timed_lease):
                 return "there is no connection that could be cut"

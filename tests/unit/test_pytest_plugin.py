@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import synmanager
+from synmanager.settings import parse_url
+from synmanager.testing.installed import BrokerAtURL
 
 SOURCES = str(Path(synmanager.__file__).parent.parent)
 
@@ -54,6 +56,24 @@ def test_the_option_runs_the_contract_and_reports_what_it_cannot_test(theirs: Pa
     assert "refused: the URL names no password" in done.stdout
     assert "theirs" not in done.stdout
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "is_lacking"),
+    [
+        ("redis://:secret@a:1", False),
+        ("redis+cluster://:secret@a:1,b:2", True),  # where another one is found behind a proxy
+        ("amqp://user:secret@a:1,b:2", True),
+        ("amqp://user:secret@a:1", False),
+    ],
+)
+def test_what_needs_a_proxy_is_not_tested_where_hosts_are_several(
+    url: str, is_lacking: bool
+) -> None:
+    broker = BrokerAtURL(parse_url(url))
+    for ability in ("freeze", "requests", "cut_round_trip", "dead"):
+        said = "the URL names no one host and port" if is_lacking else ""
+        assert broker.lacks(ability) == said
 
 
 @pytest.mark.parametrize("url", ["nosuch://host", "memory://?no=1", ""])
