@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -21,7 +24,9 @@ import pika
 from synmanager.phases import PHASES
 
 if TYPE_CHECKING:
+    from cluster import Cluster
     from harness.brokers import Broker
+    from harness.redis_group import RedisGroup
 
 __all__ = ["AMQP_VARIABLE", "RABBITMQ", "REDIS", "REDIS_VARIABLE", "BrokerMissing", "Brokers"]
 
@@ -32,7 +37,11 @@ REDIS_VARIABLE = "SYNMANAGER_TEST_REDIS_URL"
 RABBITMQ = ("rabbitmq-3.10", "rabbitmq-4.0", "rabbitmq-4.3")
 REDIS = ("redis-7", "redis-8", "valkey-8", "valkey-9")
 
-_FAULT_SUITE = Path(__file__).parent.parent / "tests" / "faults"
+_ROOT = Path(__file__).parent.parent
+_FAULT_SUITE, _INTEGRATION = _ROOT / "tests" / "faults", _ROOT / "tests" / "integration"
+
+#: Of the nodes of a cluster; the base is what scripts/build-base-images makes.
+_IMAGE, _BASE = "synergos_mq:benchmark", "synmanager-base:forky"
 
 
 class BrokerMissing(Exception):
@@ -57,6 +66,8 @@ class Brokers:
         self._data: Path | None = None
         self._urls: dict[str, str] = {}
         self._started: list[Broker] = []
+        self._groups = ExitStack()
+        self._replicated: dict[str, str] = {}  # what was used, for the report
 
     @property
     def amqp(self) -> str:
@@ -83,6 +94,54 @@ class Brokers:
             self._urls["sqlite"] = self._start("sqlite", "nothing")
         return self._urls["sqlite"]
 
+    @cached_property
+    def redis_group(self) -> RedisGroup:
+        """A primary with two replicas and three Sentinels.
+
+        Raises:
+            BrokerMissing: there is no redis-server.
+        """
+        _find(_FAULT_SUITE)
+        from harness.redis_sentinels import SentinelGroup
+
+        if shutil.which("redis-server") is None:
+            raise BrokerMissing("install redis-server (Debian: apt-get install redis-server)")
+        group = SentinelGroup(self._directory("redis-group"))
+        self._groups.callback(group.destroy)
+        group.start()
+        version = group.primary.command("INFO", "server")["redis_version"]
+        self._replicated["Redis with failover"] = (
+            f"{version}, two replicas, appendfsync always on all; three Sentinels"
+        )
+        return group
+
+    @cached_property
+    def rabbitmq_cluster(self) -> Cluster:
+        """Three nodes in containers.
+
+        Raises:
+            BrokerMissing: there is no Docker, or no base image.
+        """
+        _find(_INTEGRATION)
+        from cluster import Cluster
+
+        build = ["docker", "build", "--quiet", "--tag", _IMAGE, "--file", "Dockerfile_mq"]
+        try:
+            subprocess.run(
+                [*build, "--build-arg", f"BASE_IMAGE={_BASE}", "."],
+                cwd=_ROOT,
+                check=True,
+                capture_output=True,
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", b"").decode().strip() or str(error)
+            raise BrokerMissing(
+                f"no image for the nodes: {said}; scripts/build-base-images makes {_BASE}"
+            ) from None
+        cluster = self._groups.enter_context(Cluster(_IMAGE))
+        self._replicated["RabbitMQ's cluster"] = "4.3 of Debian forky, three nodes in containers"
+        return cluster
+
     def restart(self, url: str) -> None:
         """Kill a broker, start it, and return when it lets a client in.
 
@@ -104,6 +163,7 @@ class Brokers:
             described["Redis"] = _describe_redis(self._urls[self._redis])
         if "sqlite" in self._urls:
             described["SQLite"] = f"{sqlite3.sqlite_version}, WAL, synchronous FULL"
+        described.update(self._replicated)
         if self._data is not None:
             described["the brokers' data"] = f"on {_file_system(self._data)}"
         return described
@@ -117,6 +177,7 @@ class Brokers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._groups.close()
         for broker in self._started:
             broker.destroy()
         if self._data is not None:
@@ -131,17 +192,11 @@ class Brokers:
         return self._urls[name]
 
     def _start(self, name: str, variable: str) -> str:
-        if str(_FAULT_SUITE) not in sys.path:
-            sys.path.append(str(_FAULT_SUITE))
+        _find(_FAULT_SUITE)
         from harness.catalogue import Missing, make_broker
 
-        if self._data is None:
-            self._data = Path(tempfile.mkdtemp(prefix="benchmarks-", dir=self._parent))
-            self._data.chmod(0o755)
-        directory = self._data / name
-        directory.mkdir()
         try:
-            broker = make_broker(name, directory)
+            broker = make_broker(name, self._directory(name))
         except Missing as error:
             raise BrokerMissing(
                 f"{error}; or point {variable} at a server that holds nothing but tests"
@@ -150,6 +205,21 @@ class Brokers:
         broker.start()
         url: str = broker.url()
         return url
+
+    def _directory(self, name: str) -> Path:
+        """A new one, for the data of a broker."""
+        if self._data is None:
+            self._data = Path(tempfile.mkdtemp(prefix="benchmarks-", dir=self._parent))
+            self._data.chmod(0o755)
+        directory = self._data / name
+        directory.mkdir()
+        return directory
+
+
+def _find(suite: Path) -> None:
+    """Let the modules of a suite be imported."""
+    if str(suite) not in sys.path:
+        sys.path.append(str(suite))
 
 
 def _require_empty_rabbitmq(url: str) -> None:

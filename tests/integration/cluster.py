@@ -1,0 +1,142 @@
+"""Three nodes of RabbitMQ in containers, as docker/cluster makes them, any of which may be lost."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from containers import run, wait_for
+
+__all__ = ["NODES", "QUEUE", "Cluster", "docker"]
+
+DOCKER = Path(__file__).parents[2] / "docker" / "cluster"
+NODES = ("mq1", "mq2", "mq3")
+
+#: Whose leader is looked for.
+QUEUE: Final = "train"
+
+#: As in docker-compose.yml.
+TICKS = "-kernel net_ticktime 8"
+
+#: Of a container that is in one network.
+_ADDRESS = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+
+
+class Cluster:
+    """The nodes, in a network of their own, each at a port of the loopback that stays the same."""
+
+    def __init__(self, image: str) -> None:
+        self.name = f"synmanager-cluster-{uuid4().hex[:8]}"
+        self._image = image
+        listeners = [socket.create_server(("127.0.0.1", 0)) for _ in NODES]
+        ports = [listener.getsockname()[1] for listener in listeners]
+        for listener in listeners:
+            listener.close()
+        self.ports = dict(zip(NODES, ports, strict=True))
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        self.url = f"amqp://guest:guest@{hosts}/?queues=quorum"
+
+    def __enter__(self) -> Cluster:
+        docker("network", "create", self.name)
+        for node, port in self.ports.items():
+            docker(
+                "run",
+                "--detach",
+                f"--name={self.name}-{node}",
+                f"--hostname={node}",
+                f"--network={self.name}",
+                f"--network-alias={node}",
+                f"--publish=127.0.0.1:{port}:5672",
+                f"--env=RABBITMQ_NODENAME=rabbit@{node}",
+                "--env=ERL_EPMD_ADDRESS=0.0.0.0",
+                "--env=SYNMANAGER_COOKIE=test",
+                f"--env=RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS={TICKS}",
+                "--no-healthcheck",
+                f"--volume={DOCKER / 'cluster.conf'}:/etc/rabbitmq/conf.d/cluster.conf:ro",
+                f"--volume={DOCKER / 'definitions.json'}:/etc/rabbitmq/definitions.json:ro",
+                self._image,
+            )
+        self.wait_until_whole()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        run("docker", "rm", "--force", "--volumes", *(f"{self.name}-{node}" for node in NODES))
+        run("docker", "network", "rm", self.name)
+
+    def classic(self, name: str) -> str:
+        """The URL of a new virtual host, whose queues are classic ones."""
+        add = f"rabbitmqctl -q add_vhost {name} --default-queue-type classic"
+        allow = f"rabbitmqctl -q set_permissions -p {name} guest '.*' '.*' '.*'"
+        docker("exec", f"{self.name}-{NODES[0]}", "sh", "-c", f"{add} && {allow}")
+        return self.url.partition("?")[0] + name
+
+    def kill(self, node: str) -> None:
+        """As ``kill -9``."""
+        docker("kill", f"{self.name}-{node}")
+
+    def stop(self, node: str) -> None:
+        """As one upgrades a node, see docs/clusters.md."""
+        docker("exec", f"{self.name}-{node}", "rabbitmq-upgrade", "await_online_quorum_plus_one")
+        docker("exec", f"{self.name}-{node}", "rabbitmq-upgrade", "drain")
+        docker("stop", f"{self.name}-{node}")
+
+    def start(self, node: str) -> None:
+        docker("start", f"{self.name}-{node}")
+
+    def freeze(self, node: str) -> None:
+        docker("pause", f"{self.name}-{node}")
+
+    def thaw(self, node: str) -> None:
+        docker("unpause", f"{self.name}-{node}")
+
+    def cut_off(self, node: str) -> None:
+        """Let the others neither hear it nor be heard by it; its clients may still come."""
+        self._filter(node, "--append")
+
+    def join(self, node: str) -> None:
+        self._filter(node, "--delete")
+
+    def _filter(self, node: str, action: str) -> None:
+        pid = docker("inspect", "--format={{.State.Pid}}", f"{self.name}-{node}").strip()
+        for other in NODES:
+            if other != node:
+                there = docker("inspect", f"--format={_ADDRESS}", f"{self.name}-{other}").strip()
+                for chain, side in (("INPUT", "--source"), ("OUTPUT", "--destination")):
+                    rule = ("iptables", action, chain, side, there, "--jump", "DROP")
+                    done = run("nsenter", "--target", pid, "--net", *rule)
+                    assert done.returncode == 0, done.stdout
+
+    def leader(self, alive: str) -> str:
+        """The node that leads the queue."""
+        return self._queues(alive)[QUEUE][0]
+
+    def wait_until_whole(self) -> None:
+        """Wait until each node is there and has a part of each queue that can take over."""
+        wait_for(lambda: all(map(self._is_whole, NODES)), "three nodes, and queues on all of them")
+
+    def _is_whole(self, node: str) -> bool:
+        try:
+            queues = self._queues(node)
+        except AssertionError:  # not up yet
+            return False
+        return len(queues) >= 8 and all(len(online) == len(NODES) for _, online in queues.values())
+
+    def _queues(self, node: str) -> dict[str, tuple[str, list[str]]]:
+        """The leader, and the nodes that are online, of each queue that holds jobs."""
+        columns = ("rabbitmqctl", "-q", "--no-table-headers", "list_queues")
+        listed = docker("exec", f"{self.name}-{node}", *columns, "name", "leader", "online")
+        found = {}
+        for line in listed.splitlines():
+            name, leader, online = line.split("\t")
+            if not name.startswith("~"):
+                nodes = [each for each in NODES if each in online]
+                found[name] = (leader.removeprefix("rabbit@"), nodes)
+        return found
+
+
+def docker(*arguments: str) -> str:
+    done = run("docker", *arguments)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
