@@ -39,7 +39,6 @@ class Producing:
             batch=self._batch,
             job_ids=True,
             pace=0.002 * self._batch,
-            patience=30,  # its predecessor may have been killed while the broker was down
             log="WARNING",
             env=ENV,
         )

@@ -37,6 +37,8 @@ def test_reconnect(
         processes.producer(
             f"p{number}", keys=[0, share], threads=THREADS, pace=0.02, log="WARNING", env=env
         )
+    for number in range(PUBLISHERS):
+        processes.await_event("ready", 60, who=f"p{number}")
     backs = []
     for restart in range(restarts):
         reached = (restart + 1) * count // (restarts + 2)

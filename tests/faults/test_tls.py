@@ -73,6 +73,8 @@ def test_work_goes_on_over_tls(
         processes.producer("singly", keys=[0, 100], pace=0.01, url=url)
         processes.producer("batch", keys=[0, 3000], batch=1000, pace=0.1, url=url)
         processes.worker("worker", url=url, results=False, env={"SYNMANAGER_LEASE": "2"})
+        for who in ("singly", "batch"):
+            processes.await_event("ready", 20, who=who)
         processes.await_event("finished", 20, count=20)
         proxy.reset()
         cut = time.monotonic()

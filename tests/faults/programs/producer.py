@@ -8,7 +8,6 @@ Config:
     job_ids: submit with the key as job id, so that a repeat of the whole program can be told.
     work: seconds that each job shall take.
     pace: seconds between two calls.
-    patience: seconds in which it tries to connect to a broker that is not there.
     threads: share one operator and the keys.
     die: {"at": "sent" | "confirmed", "key": ...}: before the broker's answer is awaited is what
         the proxy is for; "sent" is just before the driver is called, "confirmed" just after.
@@ -31,6 +30,9 @@ from synmanager.evaluate import EvaluateProducerOperator
 from synmanager.preprocess import PreprocessProducerOperator
 from synmanager.settings import load_settings
 from synmanager.train import TrainProducerOperator
+
+#: Seconds for which it tries to connect.
+PATIENCE = 30.0
 
 PRODUCERS = {
     "preprocess": PreprocessProducerOperator,
@@ -98,8 +100,9 @@ def submit_all(numbers: range) -> None:
             time.sleep(config["pace"])
 
 
-def connect(patience: float) -> None:
-    deadline = time.monotonic() + patience
+def connect() -> None:
+    """As a patient Director does: a first connection that fails, or is cut, is an error."""
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return operator.connect()
@@ -111,7 +114,7 @@ def connect(patience: float) -> None:
 
 watch_backend(type(create_backend(load_settings().address)))
 operator = PRODUCERS[config.get("phase", "train")]()
-connect(config.get("patience", 0))
+connect()
 journal.write("ready")
 count = config.get("threads", 1)
 threads = [
