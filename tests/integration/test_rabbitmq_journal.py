@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from threading import Barrier
+from threading import Barrier, Event
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +14,7 @@ from threads import until
 from wire import Wire
 
 from synmanager.backends.rabbitmq import RabbitMQBackend, journal
-from synmanager.backends.rabbitmq.journal import stream
+from synmanager.backends.rabbitmq.journal import EXCHANGE, stream
 from synmanager.errors import TopologyError
 from synmanager.settings import parse_url
 from synmanager.testing.steps import in_thread
@@ -135,6 +135,61 @@ def test_who_comes_while_a_stream_is_made_keeps_the_connection(
     for client in clients:
         assert client.is_open
         client.close()
+
+
+def test_who_writes_to_a_stream_that_is_deleted_and_made_anew_keeps_the_connection(
+    amqp_url: str, plain: Any, log: str
+) -> None:
+    """RabbitMQ before 4.3 ended it, now and then, when one of them made the stream anew."""
+    clients = [RabbitMQBackend(parse_url(amqp_url)) for _ in range(6)]
+    for client in clients:
+        client.open()
+    links = [client._link for client in clients]
+    is_over = Event()
+    written = [0] * len(clients)
+
+    def write(number: int) -> None:
+        while not is_over.is_set():
+            try:
+                clients[number].record(log, [b"%d" % number])
+            except TopologyError:  # it was deleted once more
+                continue
+            written[number] += 1
+
+    def goes_on() -> None:
+        before = list(written)
+        until(
+            lambda: (
+                any(each.done() for each in working)
+                or all(now >= then + 5 for now, then in zip(written, before, strict=True))
+            ),
+            "all write",
+            within=45,
+        )
+
+    working = [in_thread(write, number) for number in range(len(clients))]
+    goes_on()
+    for _ in range(10):
+        plain.queue_delete(stream(log))
+        goes_on()
+    is_over.set()
+    for each in working:
+        each.result(60)
+    assert [client._link for client in clients] == links
+    for client in clients:
+        assert client.is_open
+        client.close()
+
+
+def test_a_log_is_written_to_by_who_finds_its_exchange_gone(
+    client: RabbitMQBackend, plain: Any, log: str
+) -> None:
+    client.record(log, [b"1"])
+    client.record(log, [b"2"])  # by its own connection
+    plain.exchange_delete(EXCHANGE)
+    client.record(log, [b"3"])
+    client.record(log, [b"4"])
+    assert [entry.data for entry in client.replay(log)] == [b"1", b"2", b"3", b"4"]
 
 
 def test_a_stream_that_somebody_has_made_is_taken_as_it_is(

@@ -16,7 +16,11 @@ from synmanager.backends.rabbitmq.link import Link
 from synmanager.backends.rabbitmq.tape import Tape
 from synmanager.errors import BrokerUnavailable, PublishRefused
 
-__all__ = ["Journal", "stream"]
+__all__ = ["EXCHANGE", "Journal", "stream"]
+
+#: By which entries come to the streams. One that is just being made is not bound to it yet, and so
+#: not reached by who knows an earlier one of that name, see ``meeting``.
+EXCHANGE = "synmanager.journal"
 
 #: Readers that are kept for the next call, and seconds for which one is that nobody calls for.
 _KEPT_TAPES = 4
@@ -63,8 +67,10 @@ class Journal:
         """Take note that a log may be read, and whether its stream can be used."""
         self._met[log] = is_there
 
-    def append(self, log: str, entries: Sequence[bytes]) -> Sequence[bytes]:
-        """Append to a log; return what could not be, because its stream is not there.
+    def append(
+        self, log: str, entries: Sequence[bytes], exchange: str = EXCHANGE
+    ) -> Sequence[bytes]:
+        """Append to a log; return what could not be, because its stream is not there, or not bound.
 
         Raises:
             PublishRefused: the broker does not take it.
@@ -73,7 +79,7 @@ class Journal:
         contents = [Content(header, data) for data in entries]
         with self._link.lane() as lane:
             try:
-                lane.publish("", stream(log), contents)
+                lane.publish(exchange, stream(log), contents)
             except Unaccepted as error:
                 if error.returned is None:
                     raise PublishRefused(
@@ -82,6 +88,9 @@ class Journal:
                 self._forget(log)
                 return [entries[index] for index in error.indices]
             except Unconfirmed as error:
+                if _is_not_found(error.cause):  # somebody has deleted the exchange
+                    self._forget(log)
+                    return [entries[index] for index in error.indices]
                 ours = self._link.understand(error.cause) or error.cause
                 raise ours from error.cause
         self._written.add(log)

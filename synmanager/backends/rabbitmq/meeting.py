@@ -2,7 +2,8 @@
 
 While somebody makes a stream, RabbitMQ (3.10, 4.0) shows it to everybody, and ends the connection
 of whoever reads it or writes to it, and with that the leases that are held there. One that knows no
-streams may end the connection of whoever makes one.
+streams may end the connection of whoever makes one. Who has met an earlier stream, which somebody
+has deleted, does not come too early: the exchange leads to the new one once it has taken an entry.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import pika
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from synmanager.backends.base import Address
-from synmanager.backends.rabbitmq.faults import PRECONDITION_FAILED
-from synmanager.backends.rabbitmq.journal import Journal, stream
+from synmanager.backends.rabbitmq.faults import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED
+from synmanager.backends.rabbitmq.journal import EXCHANGE, Journal, stream
 from synmanager.backends.rabbitmq.link import Link
 from synmanager.backends.rabbitmq.nodes import place
 from synmanager.errors import BrokerUnavailable, TopologyError, Unsupported
@@ -60,7 +61,10 @@ def first_words(
     def write(link: Link) -> Sequence[bytes]:
         if not is_there:
             _make(link, place(parameters), address, log)
-        return Journal(link).append(log, entries)
+        left = Journal(link).append(log, entries, exchange="")
+        if not left:  # so it is not too early
+            _bind(link, log)
+        return left
 
     if _try(write, parameters, address):
         raise TopologyError(f"the stream {stream(log)!r} went away while it was written to")
@@ -133,3 +137,14 @@ def _make(link: Link, where: str, address: Address, log: str) -> None:
             raise Unsupported(
                 f"RabbitMQ at {where} makes no stream for the journal: {error}"
             ) from error
+
+
+def _bind(link: Link, log: str) -> None:
+    """Lead entries to a log's stream. Who may not waits here each time, until somebody else has."""
+    try:
+        with link.lane() as lane:
+            lane.call("exchange_declare", EXCHANGE, "direct", durable=True)
+            lane.call("queue_bind", stream(log), EXCHANGE, stream(log))
+    except ChannelClosedByBroker as error:
+        if error.reply_code not in (ACCESS_REFUSED, NOT_FOUND):
+            raise
