@@ -123,7 +123,7 @@ def _losses(
             flow.go_on()
             points.append((kill, flow.longest))
             mend()
-    yield Curve("without service at the loss of a node", "kill", "s", title, points)
+    yield Curve("no service after the loss of a node", "kill", "s", title, points)
 
 
 def _lose_primary(bench: Bench) -> Iterator[Result]:
@@ -137,7 +137,7 @@ def _lose_primary(bench: Bench) -> Iterator[Result]:
         group.start_all()
         group.wait_whole()
 
-    yield from _losses(bench, "Redis, Sentinels that wait 1.5 s", group.url(replicas=1), lose)
+    yield from _losses(bench, "Redis (Sentinels wait 1.5 s)", group.url(replicas=1), lose)
 
 
 def _lose_leader(bench: Bench) -> Iterator[Result]:
@@ -153,7 +153,7 @@ def _lose_leader(bench: Bench) -> Iterator[Result]:
 
         return mend
 
-    yield from _losses(bench, "RabbitMQ, quorum queues", cluster.url, lose)
+    yield from _losses(bench, "RabbitMQ (quorum queues)", cluster.url, lose)
 
 
 ROWS = (
