@@ -35,7 +35,8 @@ def draw(rows: Mapping[str, Sequence[Result]], path: Path) -> None:
     top, bottom = parts
     _draw_ratios(top.subplots(), bars)
     panels = bottom.subplots(2, 2).flatten()
-    _draw_latencies(panels[0], [one for one in results if isinstance(one, Samples)])
+    starts = [one for name, part in rows.items() if "latency" in name for one in part]
+    _draw_latencies(panels[0], [one for one in starts if isinstance(one, Samples)])
     for axes, x in zip(panels[1:], ("jobs", "consumers", "bytes of a job"), strict=True):
         _draw_curves(axes, x, [one for one in results if isinstance(one, Curve) and one.x == x])
     path.parent.mkdir(parents=True, exist_ok=True)
