@@ -42,6 +42,26 @@ def counted(wire: Wire) -> Iterator[RabbitMQBackend]:
     made.close()
 
 
+@pytest.fixture
+def opened(amqp_url: str) -> Iterator[Callable[[int], list[RabbitMQBackend]]]:
+    """Makes clients, whose connections have to be the same at the end of the test."""
+    clients: list[RabbitMQBackend] = []
+    links: list[object] = []
+
+    def make(number: int) -> list[RabbitMQBackend]:
+        clients.extend(RabbitMQBackend(parse_url(amqp_url)) for _ in range(number))
+        for client in clients:
+            client.open()
+            links.append(client._link)
+        return clients
+
+    yield make
+    assert [client._link for client in clients] == links
+    for client in clients:
+        assert client.is_open
+        client.close()
+
+
 def spent(wire: Wire, work: Callable[[], object]) -> Counter[str]:
     before = wire.sent + wire.journal
     work()
@@ -105,13 +125,10 @@ def test_a_stream_that_was_deleted_begins_anew(
 
 @pytest.mark.parametrize("attempt", range(8))
 def test_who_comes_while_a_stream_is_made_keeps_the_connection(
-    amqp_url: str, log: str, attempt: int
+    opened: Callable[[int], list[RabbitMQBackend]], log: str, attempt: int
 ) -> None:
     """RabbitMQ before 4.3 ends it, in about every second attempt."""
-    clients = [RabbitMQBackend(parse_url(amqp_url)) for _ in range(4)]
-    for client in clients:
-        client.open()
-    links = [client._link for client in clients]
+    clients = opened(4)
     start = Barrier(len(clients))
 
     def write(client: RabbitMQBackend) -> None:
@@ -131,20 +148,13 @@ def test_who_comes_while_a_stream_is_made_keeps_the_connection(
     ]
     for each in working:
         each.result(60)
-    assert [client._link for client in clients] == links
-    for client in clients:
-        assert client.is_open
-        client.close()
 
 
 def test_who_writes_to_a_stream_that_is_deleted_and_made_anew_keeps_the_connection(
-    amqp_url: str, plain: Any, log: str
+    opened: Callable[[int], list[RabbitMQBackend]], plain: Any, log: str
 ) -> None:
     """RabbitMQ before 4.3 ended it, now and then, when one of them made the stream anew."""
-    clients = [RabbitMQBackend(parse_url(amqp_url)) for _ in range(6)]
-    for client in clients:
-        client.open()
-    links = [client._link for client in clients]
+    clients = opened(6)
     is_over = Event()
     written = [0] * len(clients)
 
@@ -175,10 +185,6 @@ def test_who_writes_to_a_stream_that_is_deleted_and_made_anew_keeps_the_connecti
     is_over.set()
     for each in working:
         each.result(60)
-    assert [client._link for client in clients] == links
-    for client in clients:
-        assert client.is_open
-        client.close()
 
 
 def test_a_log_is_written_to_by_who_finds_its_exchange_gone(
