@@ -510,7 +510,7 @@ class Runner:
             delay,
             _lines(outcome.traceback),
         )
-        if self._settle(Step.NACK, attempt, lambda: self._call(Step.NACK, put_back)):
+        if self._settle(Step.NACK, attempt, lambda: self._insist(Step.NACK, delivery, put_back)):
             attempt.report.ended(
                 "retried" if counts else "given_back",
                 reason=outcome.reason,
@@ -531,7 +531,7 @@ class Runner:
         def bury(backend: QueueBackend) -> None:
             backend.bury(delivery, reason, outcome.traceback)
 
-        if self._settle(Step.BURY, attempt, lambda: self._call(Step.BURY, bury)):
+        if self._settle(Step.BURY, attempt, lambda: self._insist(Step.BURY, delivery, bury)):
             attempt.report.ended("died", reason=reason, traceback=outcome.traceback)
 
     def _tell(self, attempt: _Attempt) -> None:
@@ -551,7 +551,9 @@ class Runner:
         return attempt.delivery.settled or self._settle(
             Step.ACK,
             attempt,
-            lambda: self._call(Step.ACK, lambda backend: backend.ack(attempt.delivery)),
+            lambda: self._session.call(
+                lambda backend: backend.ack(attempt.delivery), **self._waiting(Step.ACK)
+            ),
         )
 
     # Steps, and what their errors mean
@@ -634,8 +636,20 @@ class Runner:
             return False
         return True
 
-    def _call(self, step: Step, operation: Callable[[QueueBackend], None]) -> None:
-        self._session.call(operation, **self._waiting(step))
+    def _insist(
+        self, step: Step, delivery: Delivery, operation: Callable[[QueueBackend], None]
+    ) -> None:
+        """Do what a broker may refuse for long, and keep the lease of the delivery meanwhile."""
+        is_repeated = False
+
+        def attempt(backend: QueueBackend) -> None:
+            nonlocal is_repeated
+            if is_repeated:
+                backend.renew(delivery)
+            is_repeated = True
+            operation(backend)
+
+        self._session.call(attempt, **self._waiting(step))
 
     def _waiting(self, step: Step) -> dict[str, Any]:
         # A loop has nothing better to do than to wait for the broker: the job is done.

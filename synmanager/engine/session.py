@@ -191,7 +191,12 @@ class Session:
             except Exception as error:
                 if trouble is None:
                     clock = self.backend.clock
-                    trouble = _Trouble(self._patience(endless), clock, was_there=self._admitted)
+                    trouble = _Trouble(
+                        self._patience(endless),
+                        clock,
+                        longest_pause=self.backend.address.lease / 3,
+                        was_there=self._admitted,
+                    )
                 lost = self._look_at(error, step, trouble)
             else:
                 if trouble is not None:
@@ -323,18 +328,24 @@ class _Reopening:
 class _Trouble:
     """What keeps one call from succeeding.
 
+    Args:
+        longest_pause: seconds. Who keeps a lease by its tries needs three of them in one.
+
     Attributes:
         deadline: when its caller's patience ends, by the backend's clock.
         unknown: how many errors came that no driver should raise.
         is_topology: the last error said that something declared is gone.
     """
 
-    def __init__(self, patience: float, clock: Clock, *, was_there: bool) -> None:
+    def __init__(
+        self, patience: float, clock: Clock, *, longest_pause: float, was_there: bool
+    ) -> None:
         self.deadline = float("inf")
         self.unknown = 0
         self.is_topology = False
         self._patience = patience
         self._clock = clock
+        self._longest_pause = longest_pause
         self._was_there = was_there
         self._pauses = _backoff()
         self._is_login = False
@@ -365,7 +376,7 @@ class _Trouble:
 
     def pause(self) -> float:
         """Seconds until the next try."""
-        pause = next(self._pauses)
+        pause = min(next(self._pauses), self._longest_pause)
         return max(pause, LOGIN_PAUSE) if self._is_login else pause
 
     def is_over(self) -> None:

@@ -155,6 +155,45 @@ class TestResults:
         assert published(grid) == [RESULT]
         assert grid.count() == {}
 
+    @pytest.mark.parametrize(
+        ("step", "comes_to", "left"),
+        [
+            ("publish", RESULT, {}),
+            ("nack", Retry(), {"delayed": 1}),
+            ("bury", Reject(), {"dead": 1}),
+        ],
+        ids=["its-result", "its-retry", "its-dead-letter"],
+    )
+    def test_what_waits_for_room_keeps_a_short_lease(
+        self,
+        step: str,
+        comes_to: dict[str, float] | Exception,
+        left: dict[str, int],
+        grid: Grid,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # The pauses between its tries would grow beyond it.
+        bench = bench_with_results(grid, lease=1.0)
+        grid.put(JOB)
+        settle, other = getattr(bench.backend, step), grid.client()
+        taken_over: list[Delivery | None] = []
+
+        def full(*args: Any, **options: Any) -> Any:
+            taken_over.append(other.receive(["train"], 0))
+            if len(taken_over) == 12:
+                return settle(*args, **options)
+            raise PublishRefused("no room")
+
+        def work(kwargs: Any) -> dict[str, float]:
+            if isinstance(comes_to, Exception):
+                raise comes_to
+            return comes_to
+
+        monkeypatch.setattr(bench.backend, step, full)
+        assert bench.run(work) == 1
+        assert taken_over == [None] * 12
+        assert grid.count() == left
+
 
 class TestLostLease:
     """The broker took the job back while it ran; here, as when its lease runs out."""
