@@ -28,6 +28,7 @@ import reprlib
 import struct
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
 from struct import Struct, pack
 from typing import Any, NamedTuple, TypeGuard
@@ -134,16 +135,18 @@ def fresh(message: Message) -> Content:
     Raises:
         InvalidJob: AMQP cannot carry its id, its headers or its time.
     """
-    if message.headers or message.submitted_at is None or message.schema != _FIRST_SCHEMA:
+    if message.submitted_at is None or message.schema != _FIRST_SCHEMA:
         return delayed(message, {})
     try:
         message_id = _id(message)
+        size, before = _before_fields(tuple(message.headers.items()))
         fields = _FIELDS.pack(
             _micro(message.submitted_at), _PERSISTENT, _PRIORITIES[message.rank], len(message_id)
         )
     except _UNWRITABLE as error:
         raise _not_written(message, error) from error
-    return Content(b"".join((_BEFORE_FIELDS, fields, message_id)), message.body)
+    _check_size(message, size)
+    return Content(b"".join((before, fields, message_id)), message.body)
 
 
 def delayed(message: Message, headers: Mapping[str, Any]) -> Content:
@@ -152,12 +155,7 @@ def delayed(message: Message, headers: Mapping[str, Any]) -> Content:
     Raises:
         InvalidJob: see :func:`fresh`.
     """
-    size = _size(message.headers)
-    if size > _MOST_HEADERS:
-        raise InvalidJob(
-            f"the headers of job {message.id!a} are {size:,} bytes; "
-            f"RabbitMQ carries {_MOST_HEADERS:,} beside a job"
-        )
+    _check_size(message, _size(message.headers))
     try:
         _id(message)
         properties = _new_properties(message)
@@ -184,7 +182,7 @@ def again(
     properties.priority = _PRIORITIES[message.rank] + head
     properties.headers = {
         **_own(properties),
-        **_carried(message),
+        **_carried(message.headers),
         _ATTEMPTS: min(attempts, _MOST_ATTEMPTS),
         _COPY: new_id(),
         **(headers or {}),
@@ -239,7 +237,7 @@ def dead(
     properties.priority = _PRIORITIES[Rank.NORMAL]
     properties.headers = {
         **_own(properties),
-        **_carried(message),
+        **_carried(message.headers),
         _ATTEMPTS: min(attempts, _MOST_ATTEMPTS),
         _QUEUE: queue,
         _RANK: _PRIORITIES[message.rank],
@@ -383,7 +381,7 @@ def _new_properties(message: Message) -> BasicProperties:
     if message.schema != (_FIRST_SCHEMA if headers else 0):
         headers[_SCHEMA] = message.schema
     return BasicProperties(
-        headers={**headers, **_carried(message)},
+        headers={**headers, **_carried(message.headers)},
         delivery_mode=_PERSISTENT,
         priority=_PRIORITIES[message.rank],
         message_id=message.id,
@@ -428,9 +426,17 @@ def _named(headers: Mapping[Any, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (headers or {}).items() if isinstance(name, str)}
 
 
-def _carried(message: Message) -> dict[str, str]:
-    """The message's own headers, as the broker's."""
-    return {f"{_HEADER}{name}": value for name, value in message.headers.items()}
+def _carried(headers: Mapping[str, str]) -> dict[str, str]:
+    """A message's own headers, as the broker's."""
+    return {f"{_HEADER}{name}": value for name, value in headers.items()}
+
+
+def _check_size(message: Message, size: int) -> None:
+    if size > _MOST_HEADERS:
+        raise InvalidJob(
+            f"the headers of job {message.id!a} are {size:,} bytes; "
+            f"RabbitMQ carries {_MOST_HEADERS:,} beside a job"
+        )
 
 
 def _size(headers: Mapping[str, str]) -> int:
@@ -485,20 +491,27 @@ def _micro(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-def _before_fields() -> bytes:
-    """What a new message begins with: flags, and its header but for the value."""
+@lru_cache(maxsize=64)
+def _before_fields(headers: tuple[tuple[str, str], ...]) -> tuple[int, bytes]:
+    """What a new message begins with: flags, and its headers but for the last value.
+
+    The messages of a batch have the same ones, as a rule.
+
+    Returns:
+        the size of its own headers; what it begins with.
+    """
     flags = (
         BasicProperties.FLAG_HEADERS
         | BasicProperties.FLAG_DELIVERY_MODE
         | BasicProperties.FLAG_PRIORITY
         | BasicProperties.FLAG_MESSAGE_ID
     )
+    own = dict(headers)
     pieces = [pack(">H", flags)]
-    encode_table(pieces, {_SUBMITTED_AT: 1 << 62})  # so large that it takes eight bytes
-    return b"".join(pieces)[:-8]
+    # So large a time that it takes eight bytes.
+    encode_table(pieces, {**_carried(own), _SUBMITTED_AT: 1 << 62})
+    return _size(own), b"".join(pieces)[:-8]
 
-
-_BEFORE_FIELDS = _before_fields()
 
 #: The time of submission, delivery mode, priority, and the length of the message id.
 _FIELDS = Struct(">qBBB")
