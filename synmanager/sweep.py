@@ -14,9 +14,20 @@ from typing import Any
 from synmanager.backends.registry import create_backend
 from synmanager.engine.session import Session
 from synmanager.errors import InvalidJob, SynmanagerError
-from synmanager.journal.events import EVENTS, MARKS, SWEEP, Event, chunks, micro, source, write
+from synmanager.journal.events import (
+    EVENTS,
+    MARKS,
+    SWEEP,
+    SWEEPS,
+    Event,
+    chunks,
+    micro,
+    source,
+    write,
+)
 from synmanager.journal.fold import ENDED
 from synmanager.journal.marks import SETTLED, cancel_mark
+from synmanager.journal.names import Name
 from synmanager.journal.reader import Reader
 from synmanager.message import Message, Rank, new_id
 from synmanager.phases import PHASES, Phase
@@ -85,12 +96,12 @@ class Sweep:
         [{'loss': 0.2}, {'loss': 0.4}]
     """
 
-    def __init__(self, session: Session, name: str, after: float = 0.0) -> None:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+    def __init__(self, session: Session, name: str | None = None) -> None:
+        self.name = new_id()[:12] if name is None else name
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", self.name):
             raise InvalidJob(
-                f"a sweep's name is 1 to 100 letters, digits, - or _; not {quoted(name)}"
+                f"a sweep's name is 1 to 100 letters, digits, - or _; not {quoted(self.name)}"
             )
-        self.name = name
         self.total = 0
         self.submitted_at = 0.0
         self._session = session
@@ -105,8 +116,11 @@ class Sweep:
         self._ranks: dict[str, str] = {}  # of the dead
         self._purged: set[str] = set()  # ended with their queue, unless a worker had them
         self._parts: dict[tuple[str, str], str] = {}
-        self._reader = Reader(session, self._apply, after)
         session.open()
+        self._name = None if name is None else Name(session, name)
+        self._begun = None if self._name is None else self._name.look()
+        began_at = time.time() if self._begun is None else self._begun.recorded_at
+        self._reader = Reader(session, self._apply, began_at - _SKEW)
 
     @classmethod
     def begin(cls, session: Session, phase: Phase, total: int, name: str | None = None) -> Sweep:
@@ -115,10 +129,9 @@ class Sweep:
         Raises:
             InvalidJob: there is one of this name, or it cannot be a name.
         """
-        after = time.time() - _SKEW if name is None else 0.0
         try:
-            sweep = cls(session, new_id()[:12] if name is None else name, after)
-            if name is not None:
+            sweep = cls(session, name)
+            if sweep._begun is not None:
                 sweep._reader.catch_up()
             if sweep._is_complete or (
                 sweep._phase and (sweep._phase, sweep.total) != (phase, total)
@@ -128,12 +141,7 @@ class Sweep:
                     "Sweep.attach() finds it"
                 )
             if sweep._phase is None:
-                about = {"phase": phase.name, "total": total, "submitted_at": time.time()}
-                sweep._record("begun", **about)
-                if name is None:
-                    sweep._hear("begun", about)  # nobody else can have begun it
-                else:
-                    sweep._reader.until(lambda: sweep._phase is not None, None)
+                sweep._begin(phase, total)
         except BaseException:
             session.close()
             raise
@@ -179,7 +187,8 @@ class Sweep:
         """
         try:
             sweep = cls(session, name)
-            sweep._reader.catch_up()
+            if sweep._begun is not None:
+                sweep._reader.catch_up()
             if sweep._phase is None:
                 raise InvalidJob(f"the journal knows no sweep {quoted(name)}")
             if not sweep._is_complete:
@@ -297,6 +306,16 @@ class Sweep:
     ) -> None:
         self.close()
 
+    def _begin(self, phase: Phase, total: int) -> None:
+        about = {"phase": phase.name, "total": total, "submitted_at": time.time()}
+        entry = write(self._event("sweep.begun", name=self.name, **about))
+        self._session.call(lambda backend: backend.record(SWEEPS, [entry]))
+        first = None if self._name is None else self._name.look()
+        if first is not None and first.data != entry:
+            raise InvalidJob(f"another sweep {quoted(self.name)} has just begun")
+        self._session.call(lambda backend: backend.record(EVENTS, [entry]))
+        self._hear("begun", about)
+
     def _next(self) -> str | None:
         """The next one to be given out."""
         while self._ready:
@@ -332,8 +351,11 @@ class Sweep:
         self._say(f"sweep.{kind}", name=self.name, **data)
 
     def _say(self, kind: str, **data: Any) -> None:
-        entry = write(Event(kind, self._source, time.time(), self.name, data))
+        entry = write(self._event(kind, **data))
         self._session.call(lambda backend: backend.record(EVENTS, [entry]))
+
+    def _event(self, kind: str, **data: Any) -> Event:
+        return Event(kind, self._source, time.time(), self.name, data)
 
     def _apply(self, event: Event) -> None:
         area, _, kind = event.type.partition(".")

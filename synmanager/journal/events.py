@@ -20,6 +20,7 @@ __all__ = [
     "PREFIX",
     "SIGN",
     "SWEEP",
+    "SWEEPS",
     "Event",
     "chunks",
     "micro",
@@ -32,9 +33,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: The logs: what observers read, what is asked of workers, what ``job.save`` keeps, and up to where
-#: Archivers have told of failures.
-EVENTS, MARKS, CHECKPOINTS, PLACES = "events", "marks", "checkpoints", "places"
+#: The logs: what observers read, what is asked of workers, what ``job.save`` keeps, up to where
+#: Archivers have told of failures, and which sweeps have begun.
+EVENTS, MARKS, CHECKPOINTS, PLACES, SWEEPS = "events", "marks", "checkpoints", "places", "sweeps"
 
 #: What the types of all events begin with.
 PREFIX = "synmanager."

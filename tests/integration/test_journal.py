@@ -26,7 +26,7 @@ from synmanager.cli import main
 from synmanager.errors import TopologyError
 from synmanager.evaluate import EvaluateProducerOperator
 from synmanager.journal import marks, recorder
-from synmanager.journal.events import CHECKPOINTS, EVENTS, MARKS, PLACES
+from synmanager.journal.events import CHECKPOINTS, EVENTS, MARKS, PLACES, SWEEPS
 from synmanager.journal.fold import State
 from synmanager.phases import WorkPhase
 from synmanager.train import TrainConsumerOperator, TrainProducerOperator
@@ -314,6 +314,6 @@ class TestRabbitMQ(Story):
     def url(self, amqp_url: str) -> Iterator[str]:
         with fresh_queues(amqp_url, "this project") as channel:
             # What other tests left there: workers that were killed, say.
-            for log in (EVENTS, MARKS, CHECKPOINTS, PLACES):
+            for log in (EVENTS, MARKS, CHECKPOINTS, PLACES, SWEEPS):
                 channel.queue_delete(stream(log))
             yield amqp_url

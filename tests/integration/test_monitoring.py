@@ -23,7 +23,7 @@ from synmanager import Reject, Worker
 from synmanager.backends.rabbitmq.journal import stream
 from synmanager.completed import CompletedConsumerOperator
 from synmanager.journal import recorder
-from synmanager.journal.events import CHECKPOINTS, EVENTS, MARKS
+from synmanager.journal.events import CHECKPOINTS, EVENTS, MARKS, SWEEPS
 from synmanager.lookout import Lookout
 from synmanager.metrics import Collector
 from synmanager.settings import load_settings
@@ -197,7 +197,7 @@ class TestRabbitMQ(Story):
     @pytest.fixture
     def url(self, amqp_url: str) -> Iterator[str]:
         with fresh_queues(amqp_url, "this project") as channel:
-            for log in (EVENTS, MARKS, CHECKPOINTS):  # of other tests
+            for log in (EVENTS, MARKS, CHECKPOINTS, SWEEPS):  # of other tests
                 channel.queue_delete(stream(log))
             yield amqp_url
 

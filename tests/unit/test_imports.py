@@ -66,7 +66,7 @@ ENGINE = (
     {"journal.desk"},
     {"journal.fold"},
     {"journal.tally"},
-    {"journal.failures", "journal.reader"},
+    {"journal.failures", "journal.names", "journal.reader"},
     {"engine.runner"},
     {"engine.service"},
 )

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from grid import Grid, in_thread
 
 from synmanager import Reject, Sweep, Worker
+from synmanager.backends.base import Entry
+from synmanager.backends.memory import MemoryBackend
 from synmanager.errors import InvalidJob, SynmanagerError, Unsupported
 from synmanager.journal import desk, marks, recorder
 from synmanager.journal.actions import acted
 from synmanager.journal.events import EVENTS, write
+from synmanager.journal.names import Name
 from synmanager.journal.reader import Reader
 
 
@@ -138,7 +144,10 @@ def test_results_in_time(grid: Grid) -> None:
         next(sweep.results(timeout=0.1))
 
 
-def test_a_new_one_costs_no_reading(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [None, "mine"], ids=["no-name", "a-name"])
+def test_a_new_one_costs_no_reading(
+    name: str | None, grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a busy grid's journal, the last hour alone takes longer than to submit the jobs."""
     reads: list[float] = []
     read = Reader._read
@@ -148,10 +157,81 @@ def test_a_new_one_costs_no_reading(grid: Grid, monkeypatch: pytest.MonkeyPatch)
         return read(self, wait)
 
     monkeypatch.setattr(Reader, "_read", note)
-    with grid.producer().sweep(runs(3)) as sweep:
+    with grid.producer().sweep(runs(3), name) as sweep:
         assert not reads
         assert sweep.counts() == {"queued": 3}
     assert reads
+
+
+def test_who_attaches_reads_from_its_beginning_on(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid.producer().sweep(runs(3), "mine").close()
+    read_from: list[float] = []
+    make = Reader.__init__
+
+    def note(self: Reader, session: Any, take: Any, after: float = 0.0) -> None:
+        read_from.append(after)
+        make(self, session, take, after)
+
+    monkeypatch.setattr(Reader, "__init__", note)
+    with Sweep.attach("mine", url=grid.url) as sweep:
+        assert sweep.counts() == {"queued": 3}
+        (after,) = read_from
+        assert sweep.submitted_at - 3601 < after < sweep.submitted_at
+
+
+def test_of_two_that_begin_at_once_one_has_the_name(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=30)
+    look = Name.look
+    looked: set[Name] = set()
+
+    def look_at_once(self: Name) -> Entry | None:
+        found = look(self)
+        if self not in looked:
+            looked.add(self)
+            both.wait()
+        return found
+
+    monkeypatch.setattr(Name, "look", look_at_once)
+    begun: list[Sweep] = []
+
+    def begin() -> None:
+        with suppress(InvalidJob):
+            begun.append(grid.producer().sweep(runs(3), "mine"))
+
+    for join in [in_thread(begin) for _ in range(2)]:
+        join()
+    (sweep,) = begun
+    with sweep:
+        assert len(grid.ready("train")) == 3
+        work(grid)
+        assert len(list(sweep.results(timeout=30))) == 3
+
+
+def test_one_that_did_not_quite_begin_is_begun_by_who_comes_next(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = MemoryBackend.record
+
+    def die(self: MemoryBackend, log: str, entries: Sequence[bytes]) -> None:
+        if log == EVENTS:
+            raise KeyboardInterrupt
+        record(self, log, entries)
+
+    producer = grid.producer()
+    with monkeypatch.context() as death:
+        death.setattr(MemoryBackend, "record", die)
+        with pytest.raises(KeyboardInterrupt):
+            producer.sweep(runs(3), "mine")
+    with pytest.raises(InvalidJob, match="knows no sweep"):
+        Sweep.attach("mine", url=grid.url)
+    with producer.sweep(runs(4), "mine") as sweep, Sweep.attach("mine", url=grid.url) as same:
+        work(grid)
+        assert len(list(sweep.results(timeout=30))) == 4
+        assert same.counts() == {"succeeded": 4}
 
 
 def test_a_name_is_for_one(grid: Grid) -> None:

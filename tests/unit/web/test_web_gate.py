@@ -70,7 +70,7 @@ def all_there_is(url: str) -> list[object]:
     try:
         logs = [
             [entry.data for entry in backend.replay(log, limit=100_000)]
-            for log in ("events", "marks", "checkpoints")
+            for log in ("events", "marks", "checkpoints", "sweeps")
         ]
         letters = [(each.message, each.reason) for each in backend.dead_letters("train", 100)]
         return [backend.count("train"), letters, *logs]
