@@ -78,11 +78,6 @@ def in_order(messages: list[Message]) -> list[str]:
 
 
 class Chains(Topic):
-    @pytest.fixture
-    def worker(self, broker: BrokerUnderTest) -> QueueBackend:
-        """A client whose lease can be waited out."""
-        return broker.connect(lease=broker.lease)
-
     @pytest.mark.parametrize("wait", [0, WAIT])
     @pytest.mark.parametrize("queues", [1, 2])
     def test_the_job_before_is_acked_with_the_next(
@@ -210,7 +205,7 @@ class Chains(Topic):
         other.renew(current)
 
     @needs_return
-    def test_a_lost_lease_stays_lost_after_the_job_is_done(
+    def test_a_lost_lease_stays_lost_for_who_asks_for_the_next_job(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
         publish(other, spec)

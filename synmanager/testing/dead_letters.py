@@ -14,9 +14,9 @@ from synmanager.testing.steps import (
     HEADERS,
     WAIT,
     assert_counts,
+    bury,
     drain,
     in_thread,
-    make_message,
     needs_sight,
     publish,
     take,
@@ -30,12 +30,6 @@ A_TRACEBACK = 'Traceback ("most recent" call last):\n  Exception: ünlucky 🐧\
 
 
 class DeadLetters(Topic):
-    def bury(self, client: QueueBackend, spec: QueueSpec, number: int) -> list[Message]:
-        sent = publish(client, spec, *(make_message(n) for n in range(number)))
-        for n in range(number):
-            client.bury(take(client, spec), f"reason {n}")
-        return sent
-
     @needs_sight
     def test_a_buried_message_is_kept_with_its_reason(
         self, broker: BrokerUnderTest, client: QueueBackend, other: QueueBackend, spec: QueueSpec
@@ -105,7 +99,7 @@ class DeadLetters(Topic):
     def test_one_that_was_submitted_again_meanwhile_is_not_lost(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
     ) -> None:
-        first, second = self.bury(client, spec, 2)
+        first, second = bury(client, spec, 2)
         publish(client, spec, first)
         if client.features.deduplicates:
             # Of two with one id the broker would take the second for the first.
@@ -125,7 +119,7 @@ class DeadLetters(Topic):
         self, client: QueueBackend, spec: QueueSpec
     ) -> None:
         for _ in range(20):
-            self.bury(client, spec, 3)
+            bury(client, spec, 3)
             assert len(client.dead_letters(spec.name, 10)) == 3
             assert client.redrive(spec.name, 10) == 3
             assert client.purge(spec.name) == 3
@@ -150,7 +144,7 @@ class DeadLetters(Topic):
     def test_looking_shows_the_oldest_and_changes_nothing(
         self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
-        sent = self.bury(client, spec, 5)
+        sent = bury(client, spec, 5)
         for _ in range(3):
             letters = other.dead_letters(spec.name, 3)
             assert [letter.message.id for letter in letters] == [m.id for m in sent[:3]]
@@ -184,7 +178,7 @@ class DeadLetters(Topic):
     def test_redrive_puts_back_the_oldest_in_order(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
     ) -> None:
-        sent = self.bury(client, spec, 5)
+        sent = bury(client, spec, 5)
         assert client.redrive(spec.name, 3) == 3
         assert_counts(client, spec, ready=3, dead=2)
         taken = drain(broker, client, spec)
@@ -196,7 +190,7 @@ class DeadLetters(Topic):
     def test_redrive_wakes_up_a_waiting_client(
         self, broker: BrokerUnderTest, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
-        (sent,) = self.bury(client, spec, 1)
+        (sent,) = bury(client, spec, 1)
         waiting = in_thread(other.receive, [spec.name], WAIT)
         time.sleep(broker.quiet)  # no call tells that another one is waiting
         client.redrive(spec.name, 1)
@@ -206,7 +200,7 @@ class DeadLetters(Topic):
 
     @needs_sight
     def test_a_redriven_message_can_die_again(self, client: QueueBackend, spec: QueueSpec) -> None:
-        (sent,) = self.bury(client, spec, 1)
+        (sent,) = bury(client, spec, 1)
         client.redrive(spec.name, 1)
         client.bury(take(client, spec), "another reason")
         (letter,) = client.dead_letters(spec.name, 10)
@@ -231,7 +225,7 @@ class DeadLetters(Topic):
     def test_purging_dead_letters_leaves_the_queue_alone(
         self, client: QueueBackend, spec: QueueSpec
     ) -> None:
-        self.bury(client, spec, 3)
+        bury(client, spec, 3)
         (sent,) = publish(client, spec)
         assert client.purge_dead_letters(spec.name) == 3
         assert client.dead_letters(spec.name, 10) == []
@@ -242,7 +236,7 @@ class DeadLetters(Topic):
     def test_purging_the_queue_leaves_the_dead_letters_alone(
         self, client: QueueBackend, spec: QueueSpec
     ) -> None:
-        sent = self.bury(client, spec, 2)
+        sent = bury(client, spec, 2)
         publish(client, spec)
         assert client.purge(spec.name) == 1
         letters = client.dead_letters(spec.name, 10)
@@ -252,7 +246,7 @@ class DeadLetters(Topic):
     def test_dead_letters_outlive_the_client_that_made_them(
         self, broker: BrokerUnderTest, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
-        (sent,) = self.bury(other, spec, 1)
+        (sent,) = bury(other, spec, 1)
         broker.cut(other)
         (letter,) = client.dead_letters(spec.name, 10)
         assert letter.message.id == sent.id

@@ -39,11 +39,6 @@ USES: dict[str, Callable[[QueueBackend, Delivery], None]] = {
 
 
 class Leases(Topic):
-    @pytest.fixture
-    def worker(self, broker: BrokerUnderTest) -> QueueBackend:
-        """A client whose lease can be waited out."""
-        return broker.connect(lease=broker.lease)
-
     def crash(self, broker: BrokerUnderTest, worker: QueueBackend) -> None:
         """End a worker and wait until the broker must have noticed."""
         broker.cut(worker)

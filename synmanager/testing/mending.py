@@ -13,7 +13,7 @@ from synmanager.message import Message, Rank
 from synmanager.testing.steps import (
     HEADERS,
     assert_counts,
-    make_message,
+    bury,
     make_spec,
     publish,
     take,
@@ -24,13 +24,7 @@ __all__ = ["Mending"]
 
 
 class Mending(Topic):
-    def bury(self, client: QueueBackend, spec: QueueSpec, number: int) -> list[Message]:
-        sent = publish(client, spec, *(make_message(n) for n in range(number)))
-        for n in range(number):
-            client.bury(take(client, spec), f"reason {n}", f"traceback {n}")
-        return sent
-
-    def refuses(self, client: QueueBackend, spec: QueueSpec) -> bool:
+    def refuses_to_mend(self, client: QueueBackend, spec: QueueSpec) -> bool:
         """Whether a backend denies all this; asserts that then it refuses all of it."""
         if client.features.mends_letters:
             return False
@@ -47,9 +41,9 @@ class Mending(Topic):
     def test_single_letters_are_put_back(
         self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
-        if self.refuses(client, spec):
+        if self.refuses_to_mend(client, spec):
             return
-        sent = self.bury(client, spec, 5)
+        sent = bury(client, spec, 5)
         assert client.redrive_letters(spec.name, [sent[3].id, sent[1].id, "of nobody"]) == 2
         left = [letter.message.id for letter in other.dead_letters(spec.name, 10)]
         assert left == [sent[0].id, sent[2].id, sent[4].id]
@@ -64,9 +58,9 @@ class Mending(Topic):
     def test_single_letters_are_removed(
         self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
-        if self.refuses(client, spec):
+        if self.refuses_to_mend(client, spec):
             return
-        sent = self.bury(client, spec, 3)
+        sent = bury(client, spec, 3)
         assert client.purge_letters(spec.name, [sent[1].id, "of nobody"]) == 1
         left = [letter.message.id for letter in other.dead_letters(spec.name, 10)]
         assert left == [sent[0].id, sent[2].id]
@@ -75,13 +69,13 @@ class Mending(Topic):
     def test_a_letter_s_body_is_changed_and_nothing_else(
         self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
-        if self.refuses(client, spec):
+        if self.refuses_to_mend(client, spec):
             return
         sent = Message(b'{"run": "poison"}', rank=Rank.HIGH, headers=HEADERS)
         publish(client, spec, sent)
         client.nack(take(client, spec))
         client.bury(take(client, spec), "a reason", "a traceback")
-        self.bury(client, spec, 2)
+        bury(client, spec, 2)
         before = {each.message.id: each for each in client.dead_letters(spec.name, 10)}
         assert client.edit_letter(spec.name, sent.id, b'{"run": 1}') is True
         assert client.edit_letter(spec.name, "of nobody", b"{}") is False
@@ -100,7 +94,7 @@ class Mending(Topic):
     def test_of_two_letters_of_one_id_the_older_is_changed(
         self, client: QueueBackend, spec: QueueSpec
     ) -> None:
-        if self.refuses(client, spec):
+        if self.refuses_to_mend(client, spec):
             return
         for reason in ("older", "younger"):
             publish(client, spec, Message(b"{}", id="twice"))
@@ -112,9 +106,9 @@ class Mending(Topic):
     def test_letters_of_elsewhere_are_kept_as_they_are(
         self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
-        if self.refuses(client, spec):
+        if self.refuses_to_mend(client, spec):
             return
-        (first,) = self.bury(client, spec, 1)
+        (first,) = bury(client, spec, 1)
         died = time.time() - 3600.5
         added = [
             DeadLetter(
@@ -142,7 +136,7 @@ class Mending(Topic):
 
     def test_letters_need_a_queue(self, client: QueueBackend) -> None:
         spec = make_spec()
-        if self.refuses(client, spec):
+        if self.refuses_to_mend(client, spec):
             return
         letter = DeadLetter(Message(b"{}"), spec.name, "why", 1, 1.0)
         with pytest.raises(TopologyError):

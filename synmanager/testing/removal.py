@@ -32,7 +32,7 @@ __all__ = ["Removal"]
 
 
 class Removal(Topic):
-    def refuses(self, client: QueueBackend, spec: QueueSpec) -> bool:
+    def refuses_to_remove(self, client: QueueBackend, spec: QueueSpec) -> bool:
         """Whether a backend denies it; asserts that then it refuses it and changes nothing."""
         if client.features.undeclares:
             return False
@@ -45,7 +45,7 @@ class Removal(Topic):
     def test_a_removed_queue_is_gone(
         self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
-        if self.refuses(client, spec):
+        if self.refuses_to_remove(client, spec):
             return
         publish(client, spec)
         client.undeclare(spec)
@@ -61,7 +61,7 @@ class Removal(Topic):
     def test_a_removed_queue_begins_empty_when_it_is_declared_again(
         self, broker: BrokerUnderTest, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
-        if self.refuses(client, spec):
+        if self.refuses_to_remove(client, spec):
             return
         publish(client, spec, *(make_message(n) for n in range(4)))
         client.bury(take(client, spec), "a reason")
@@ -82,7 +82,7 @@ class Removal(Topic):
     def test_who_held_some_of_a_removed_queue_settles_nothing_of_its_successor(
         self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
-        if self.refuses(client, spec):
+        if self.refuses_to_remove(client, spec):
             return
         (sent,) = publish(client, spec)
         held = take(client, spec)
@@ -102,7 +102,7 @@ class Removal(Topic):
     ) -> None:
         first = declare("fanout")
         second = declare("fanout", exchange=first.exchange)
-        if self.refuses(client, first):
+        if self.refuses_to_remove(client, first):
             return
         (before,) = publish(client, first)
         client.bury(take(client, second), "a reason")
@@ -120,7 +120,7 @@ class Removal(Topic):
     def test_a_removed_queue_may_not_have_been_there(
         self, client: QueueBackend, spec: QueueSpec
     ) -> None:
-        if self.refuses(client, spec):
+        if self.refuses_to_remove(client, spec):
             return
         for missing in (make_spec(), make_spec(exchange=spec.exchange)):
             client.undeclare(missing)
@@ -134,7 +134,7 @@ class Removal(Topic):
     ) -> None:
         if broker.lacks("cut_round_trip"):
             broker.miss("cut_round_trip")
-        if self.refuses(client, declare()):
+        if self.refuses_to_remove(client, declare()):
             return
         for acted in (False, True):
             for number in count(1):

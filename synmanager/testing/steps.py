@@ -23,6 +23,7 @@ __all__ = [
     "WAIT",
     "assert_counts",
     "bodies",
+    "bury",
     "drain",
     "end_leases",
     "in_thread",
@@ -74,6 +75,14 @@ def take(client: QueueBackend, *specs: QueueSpec, wait: float = WAIT) -> Deliver
     assert delivery is not None, f"nothing came within {wait} s"
     _held.setdefault(client, []).append(delivery)
     return delivery
+
+
+def bury(client: QueueBackend, spec: QueueSpec, number: int) -> list[Message]:
+    """Publish so many messages, and make dead letters of them."""
+    sent = publish(client, spec, *(make_message(n) for n in range(number)))
+    for n in range(number):
+        client.bury(take(client, spec), f"reason {n}", f"traceback {n}")
+    return sent
 
 
 def takes_nothing(broker: BrokerUnderTest, client: QueueBackend, *specs: QueueSpec) -> bool:

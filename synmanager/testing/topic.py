@@ -41,6 +41,11 @@ class Topic:
         return broker.connect()
 
     @pytest.fixture
+    def worker(self, broker: BrokerUnderTest) -> QueueBackend:
+        """A client whose lease can be waited out."""
+        return broker.connect(lease=broker.lease)
+
+    @pytest.fixture
     def declare(self, broker: BrokerUnderTest, client: QueueBackend) -> Iterator[Declare]:
         declared: list[ExchangeSpec | QueueSpec] = []
 

@@ -7,11 +7,22 @@ from pathlib import Path
 import pytest
 from mutants import MUTANTS
 
+from synmanager.testing import BackendContract
+
 HERE = Path(__file__).parent
 
 
 def test_there_are_enough_of_them() -> None:
     assert len(MUTANTS) >= 30
+
+
+def test_no_topic_hides_what_another_has_under_the_same_name() -> None:
+    owners: dict[str, list[str]] = {}
+    for topic in BackendContract.__mro__[1:-1]:
+        for name in vars(topic):
+            if not name.startswith("__"):
+                owners.setdefault(name, []).append(topic.__name__)
+    assert {name: those for name, those in owners.items() if len(those) > 1} == {}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
