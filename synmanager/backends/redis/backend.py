@@ -100,6 +100,9 @@ _REPLICATION = 5.0
 #: Seconds between two looks at whether another thread has connected.
 _TICK = 0.01
 
+#: Of those who read a stream, each entry one of them; ``lua/common.lua`` has it too.
+_GROUP = "synmanager"
+
 #: Seconds between two looks at queues that stay silent: programs that know of no bell ring none.
 _LOOK_AT_LEAST = 5.0
 
@@ -568,16 +571,17 @@ class RedisBackend(QueueBackend):
         deadline = time.monotonic() + wait
         prolonged: float | None = None
         bases = [self._keys.base(queue) for queue in queues]
+        woken_by = ""
         while True:
             token = f"{self._name}-{next(self._numbers)}"
             sent = time.monotonic()
-            args = (token, self._lease, *self._trust.question())
+            args = (token, self._lease, *self._trust.question(), woken_by)
             delivery, reply = self._look(queues, bases, token, args, done)
             if delivery is not None:
                 self._trust.saw(sent, reply[5])
                 return delivery
             done = None
-            now, wake, enough, *bells = reply[1:]
+            now, wake, enough = reply[1:]
             self._trust.saw(sent, now)
             pause, end = self._longest_wait, deadline
             doubt = enough >= 0
@@ -596,8 +600,9 @@ class RedisBackend(QueueBackend):
             due = wake >= 0 and (wake - now) / 1000 <= pause
             if due:
                 pause = (wake - now) / 1000
-            rung = self._listen(bases, bells, pause, called_off)
-            if called_off():
+            woken_by = self._listen(bases, pause, called_off)
+            rung = "1" in woken_by  # nobody else was: even who is called off has to look
+            if called_off() and not rung:
                 return None
             if not (rung or due or doubt) and time.monotonic() >= deadline:
                 return None
@@ -658,25 +663,23 @@ class RedisBackend(QueueBackend):
         self.ack(done)
         return None
 
-    def _listen(
-        self,
-        bases: list[str],
-        bells: list[bytes],
-        seconds: float,
-        called_off: Callable[[], bool],
-    ) -> bool:
-        """Wait until a bell rings; whether one did."""
+    def _listen(self, bases: list[str], seconds: float, called_off: Callable[[], bool]) -> str:
+        """Wait until a bell rings; which ones did: 1 or 0 for each queue."""
         block = max(1, math.ceil(seconds * 1000))  # 0 would be for ever
         keys = [f"{base}:bell" for base in bases]
-        command = ("XREAD", "BLOCK", block, "STREAMS", *keys, *bells)
+        reader = ("GROUP", _GROUP, "waiting", "COUNT", 1, "BLOCK", block, "NOACK")
         try:
-            return bool(
-                self._call(*command, fits=or_none(many(each(text, found))), called_off=called_off)
+            reply = self._call(
+                *("XREADGROUP", *reader, "STREAMS", *keys, *(">" for _ in keys)),
+                fits=or_none(many(each(text, found))),
+                called_off=called_off,
             )
         except CalledOff:
-            return False
+            return "0" * len(keys)
         except TopologyError:
-            return True  # it is no bell any more; the next look sees to that
+            return "1" * len(keys)  # it is no bell any more; the next look sees to that
+        rung = {key for key, _ in reply or ()}
+        return "".join("1" if key.encode() in rung else "0" for key in keys)
 
     def _deliver(self, queue: str, token: str, reply: list[Any]) -> Delivery:
         _, rank, entry, deliveries, fields, _ = reply

@@ -49,6 +49,7 @@ _PHRASES = [
     ("ACL failure in script", "NOPERM"),
     ("The user executing the script can't", "NOPERM"),  # Redis 7.0
     ("exhausted the last possible ID", "EXHAUSTED"),
+    ("the stream key no longer exists", "NOGROUP"),  # deleted while somebody waited for it
 ]
 
 _REFUSALS = ("NOAUTH", "NOPERM", "WRONGPASS")

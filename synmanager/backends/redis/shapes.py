@@ -58,4 +58,4 @@ def taken(reply: Any) -> bool:
         return _delivery(reply)
     if reply[0] < 0:
         return len(reply) == 1
-    return len(reply) > 4 and all(map(whole, reply[1:4])) and all(map(text, reply[4:]))
+    return len(reply) == 4 and all(map(whole, reply[1:]))

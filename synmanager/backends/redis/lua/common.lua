@@ -6,7 +6,7 @@
 --   :leases              who holds what: "<rank>/<entry>/<lease ms>/<token>" by expiry
 --   :ids                 message id -> "<stream>/<entry>", while it is queued, delayed or leased
 --   :dead                a stream of dead letters
---   :bell                a stream whose newest entry changes when there may be something to take
+--   :bell                a stream with a consumer group: who reads an entry of it is to look
 --
 -- All times are the server's, in milliseconds. The group has two consumers: `leased` for what
 -- somebody holds and `released` for what nobody holds any more, which comes first, oldest first.
@@ -32,13 +32,18 @@ local function broken(base)
   redis.call('XPENDING', base .. ':broken', GROUP)
 end
 
-local function ring(base)
-  -- It holds nothing that anybody needs. If it is no stream, or one that is at its end, a new one
-  -- does as well.
-  local rung = redis.pcall('XADD', base .. ':bell', 'MAXLEN', 1, '*', 'ring', '')
-  if type(rung) == 'table' and rung.err then
-    redis.call('DEL', base .. ':bell')
-    redis.call('XADD', base .. ':bell', 'MAXLEN', 1, '*', 'ring', '')
+-- Wake some of those who wait for a queue: each entry is read by one, who has waited longest. Two,
+-- as a rule, in case that one of them is frozen, or gone.
+local function ring(base, waiters)
+  for _ = 1, waiters or 2 do
+    -- It holds nothing that anybody needs. If it is no stream, or one that is at its end, a new
+    -- one does as well.
+    local rung = redis.pcall('XADD', base .. ':bell', 'MAXLEN', waiters or 2, '*', 'ring', '')
+    if type(rung) == 'table' and rung.err then
+      redis.call('DEL', base .. ':bell')
+      redis.call('XGROUP', 'CREATE', base .. ':bell', GROUP, '0', 'MKSTREAM')
+      redis.call('XADD', base .. ':bell', 'MAXLEN', 1, '*', 'ring', '')
+    end
   end
 end
 
@@ -157,6 +162,7 @@ local function promote(base, now)
     end
     redis.call('ZREM', base .. ':due', member)
   end
+  return #due
 end
 
 -- Put what a lease holds where the next receive finds it first. Where somebody destroyed the
@@ -189,9 +195,10 @@ end
 -- holder renews within a third of it, and so survives a clock that jumped.
 local function catch_up(base, now, trusted)
   local wake, doubt
+  local found = 0
   local first = redis.call('ZRANGE', base .. ':due', 0, 0, 'WITHSCORES')
   if first[1] and tonumber(first[2]) <= now then
-    promote(base, now)
+    found = promote(base, now)
     first = redis.call('ZRANGE', base .. ':due', 0, 0, 'WITHSCORES')
   end
   if first[1] then wake = tonumber(first[2]) end
@@ -206,11 +213,13 @@ local function catch_up(base, now, trusted)
       local enough = math.ceil(length / 2)
       if trusted >= enough then
         release(base, lease)
+        found = found + 1
       else
         doubt = math.min(doubt or math.huge, enough)
       end
     end
   end
+  if found > 1 then ring(base) end -- one is the caller's
   return wake, doubt
 end
 

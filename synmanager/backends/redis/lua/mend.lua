@@ -49,6 +49,9 @@ local function has_group(key)
   return false
 end
 
+if not has_group(base .. ':bell') then
+  redis.call('XGROUP', 'CREATE', base .. ':bell', GROUP, '0', 'MKSTREAM')
+end
 for _, rank in ipairs(RANKS) do
   local key = base .. ':' .. rank
   -- A new group starts behind the newest leased entry. What is older and still there was

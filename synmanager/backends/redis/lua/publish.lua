@@ -17,8 +17,8 @@ local taken, repeats = {}, 0
 
 for _, queue in ipairs(queues) do
   local base = ARGV[2] .. queue
-  -- Where a message of this rank is ready, the bell has rung for it, and whoever waited is on
-  -- the way. For what is delayed it rings always: who waits must know the new time.
+  -- Where a message of this rank is ready, the bell has rung for it, and whoever it woke wakes the
+  -- next one. For what is delayed it rings always: somebody who waits must know the new time.
   local rings = due
     or redis.call('XLEN', base .. ':' .. ARGV[5]) <= redis.call('ZCARD', base .. ':leases')
   for i = 4, #ARGV, 6 do

@@ -1,10 +1,10 @@
 -- Take one message: the first queue that has one, its highest rank, its oldest.
--- KEYS: the bases of the queues. ARGV: token, lease, expected, tolerance, trusted (see trust()).
+-- KEYS: the bases of the queues. ARGV: token, lease, expected, tolerance, trusted (see trust()), and
+-- for who has waited, which bells woke it: 1 or 0 for each queue; else nothing.
 -- To acknowledge another message before, its base is the last key, and its lease and id the last
 -- arguments.
 -- Returns {queue's number, rank, entry, deliveries, fields, now} or
--- {0, now, when to look again or -1, what catch_up() says of doubts or -1, the newest entry of
--- each queue's bell} or
+-- {0, now, when to look again or -1, what catch_up() says of doubts or -1} or
 -- {-1} if that other message was not held, and then nothing is taken.
 
 local function take_from(key)
@@ -35,8 +35,15 @@ local function take(base)
   end
 end
 
-if ARGV[6] then
-  if ack(table.remove(KEYS), ARGV[6], ARGV[7]) <= 0 then return {-1} end
+-- Who stops waiting lets another one look, where there may be more: it alone was woken for that.
+local function pass_on(taken)
+  for number, base in ipairs(KEYS) do
+    if number == taken or ARGV[6]:sub(number, number) == '1' then ring(base, 1) end
+  end
+end
+
+if ARGV[7] then
+  if ack(table.remove(KEYS), ARGV[7], ARGV[8]) <= 0 then return {-1} end
 end
 
 local now = milliseconds()
@@ -49,6 +56,7 @@ for number, base in ipairs(KEYS) do
   if rank then
     local lease = rank .. '/' .. entry .. '/' .. ARGV[2] .. '/' .. ARGV[1]
     redis.call('ZADD', base .. ':leases', now + ARGV[2], lease)
+    if ARGV[6] ~= '' then pass_on(number) end
     return {number, rank, entry, deliveries, fields, now}
   end
 end
@@ -58,8 +66,6 @@ local empty = {0, now, wake < 1e15 and wake or -1, doubt < math.huge and doubt o
 for _, base in ipairs(KEYS) do
   -- NOGROUP where there is no queue: that it is empty is not the whole truth then.
   for _, rank in ipairs(RANKS) do redis.call('XPENDING', base .. ':' .. rank, GROUP) end
-  local newest = redis.pcall('XREVRANGE', base .. ':bell', '+', '-', 'COUNT', 1)
-  if newest.err then broken(base) end
-  empty[#empty + 1] = newest[1] and newest[1][1] or '0-0'
+  if redis.pcall('XPENDING', base .. ':bell', GROUP).err then broken(base) end
 end
 return empty
