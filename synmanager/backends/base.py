@@ -154,6 +154,7 @@ class Features:
         counts_leased, counts_delayed: ``count`` knows those numbers.
         ranks_foreign: a message of another program, which has no rank, counts as a normal one
             and not as the lowest.
+        ranks_fanout: messages of a fanout exchange are ranked as well; else they come in any order.
         longest_delay: seconds; who asks for more gets this much.
         requeues_at_head: a ``nack`` without a delay puts a message before the others of its rank;
             else it may come anywhere among them.
@@ -178,6 +179,7 @@ class Features:
     counts_delayed: bool
     ranks_foreign: bool
     longest_delay: float = 100 * 366 * 86_400.0
+    ranks_fanout: bool = True
     requeues_at_head: bool = False
     atomic_batches: bool = False
     keeps_held: bool = True

@@ -21,7 +21,7 @@ from synmanager.testing.topic import Declare, Topic
 __all__ = ["Interruptions"]
 
 #: More round trips than this, and an operation is not looked at any further.
-MOST = 40
+MOST = 60
 
 
 @dataclass

@@ -17,6 +17,7 @@ from hypothesis import settings
 from synmanager.backends import ExchangeSpec, QueueBackend, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.backends.rabbitmq.journal import stream
+from synmanager.backends.rabbitmq.ranks import sisters
 from synmanager.errors import PublishRefused
 from synmanager.settings import parse_url
 from synmanager.testing import BackendContract
@@ -97,12 +98,14 @@ class RabbitMQUnderTest(NetworkBrokerUnderTest):
     def discard(self, *specs: ExchangeSpec | QueueSpec) -> None:
         for spec in specs:
             if isinstance(spec, QueueSpec):
-                self._channel.queue_delete(spec.name)
                 self._channel.queue_delete(f"{spec.name}.dead")
-                self._channel.queue_delete(f"~{spec.name}.due")
-                self._channel.exchange_delete(f"~{spec.name}.due")
+                for queue in (spec.name, *(sister.name for sister in sisters(spec))):
+                    self._channel.queue_delete(queue)
+                    self._channel.queue_delete(f"~{queue}.due")
+                    self._channel.exchange_delete(f"~{queue}.due")
             else:
-                self._channel.exchange_delete(spec.name)
+                for suffix in ("", ".high", ".low"):
+                    self._channel.exchange_delete(f"{spec.name}{suffix}")
 
     def discard_logs(self, *logs: str) -> None:
         for log in logs:
@@ -129,10 +132,7 @@ class TestRabbitMQ(BackendContract):
 
 @pytest.fixture
 def quorum_broker(amqp_url: str, channel: Any) -> RabbitMQUnderTest:
-    """A server on which every queue is a quorum queue."""
-    version = channel.connection._impl.server_properties["version"]
-    if tuple(map(int, version.split(".")[:2])) < (4, 3):
-        pytest.skip("quorum queues rank from RabbitMQ 4.3 on")
+    """A server on which every queue is a quorum queue, and has sisters before 4.3."""
     return RabbitMQUnderTest(f"{amqp_url}?queues=quorum", channel)
 
 

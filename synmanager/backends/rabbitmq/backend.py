@@ -45,7 +45,8 @@ from synmanager.backends.rabbitmq.monitor import Monitor
 from synmanager.backends.rabbitmq.native import Native, NativeLane
 from synmanager.backends.rabbitmq.nodes import Nodes, place
 from synmanager.backends.rabbitmq.parameters import connection_parameters, kind_of_queues
-from synmanager.backends.rabbitmq.publishing import publish
+from synmanager.backends.rabbitmq.publishing import publish, publish_apart
+from synmanager.backends.rabbitmq.ranks import sister_name
 from synmanager.backends.rabbitmq.topology import Standing, Topology, dead_queue
 from synmanager.errors import (
     BrokerUnavailable,
@@ -65,6 +66,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a look at the end of consumers waits for it.
 _PATIENCE = 1.0
+
+#: Seconds for which those messages are awaited that came to several quorum queues at once. What
+#: meets the end of its consumer goes back, and such a queue counts that.
+_GATHERING = 0.01
 
 #: Seconds between two looks at whether a wait has been called off. The broker hears nothing of it.
 _LOOK = 1.0
@@ -236,9 +241,18 @@ class RabbitMQBackend(NativeBackend):
             raise
         assert before is not None
         link: Link = before
+        self._topology = Topology(link, self._warned, self._standing, self._kind)
         try:
-            self._topology = Topology(link, self._warned, self._standing, self._kind)
-        except ConfigurationError:
+            with link:
+                if self._topology.makes_sisters:
+                    # A copy takes the place of what goes back, and no priority puts it first.
+                    self.features = replace(
+                        self.features,
+                        ranks_foreign=True,
+                        ranks_fanout=False,
+                        requeues_at_head=False,
+                    )
+        except SynmanagerError:
             link.close()
             raise
         self._journal = Journal(link)
@@ -293,16 +307,32 @@ class RabbitMQBackend(NativeBackend):
         delay: float = 0.0,
     ) -> int:
         _check_names(exchange, routing_key)
-        if delay > 0:
-            headers = way(delay, exchange=exchange, routing_key=routing_key)
-            contents = [properties.delayed(message, headers) for message in messages]
-        else:
-            contents = [properties.fresh(message) for message in messages]
-        with self._connected() as link, link.lane() as lane:
+        contents = [] if delay > 0 else [properties.fresh(message) for message in messages]
+        with self._connected() as link:
+            is_split = self._topology.is_split(exchange)
             if delay > 0:
-                self._publish_delayed(lane, exchange, routing_key, contents, messages)
-            else:
-                publish(lane, exchange, routing_key, contents, messages)
+                ranks = {message.rank for message in messages}
+                places = {
+                    rank: sister_name(exchange, rank) if is_split else exchange for rank in ranks
+                }
+                ways = {
+                    rank: way(delay, exchange=place, routing_key=routing_key)
+                    for rank, place in places.items()
+                }
+                contents = [properties.delayed(message, ways[message.rank]) for message in messages]
+            with link.lane() as lane:
+                if delay > 0:
+                    self._publish_delayed(lane, exchange, routing_key, contents, messages)
+                elif is_split:
+                    publish_apart(
+                        contents,
+                        messages,
+                        lambda rank, *some: publish(
+                            lane, sister_name(exchange, rank), routing_key, *some
+                        ),
+                    )
+                else:
+                    publish(lane, exchange, routing_key, contents, messages)
         return 0
 
     def receive(
@@ -322,10 +352,11 @@ class RabbitMQBackend(NativeBackend):
         _check_names(*queues)
         self._synchronise(*queues)
         with self._connected() as link:
+            queues = self._topology.families(queues)
             arrival = None
             if done is not None and not done.settled:
                 arrival = self._exchange(link, done, queues, wait, called_off)
-            last = None if done is None else done.queue
+            last = None if done is None else done.receipt.arrival.queue
             while arrival is None or (delivery := self._accept(link, arrival)) is None:
                 arrival = _get(link, queues, last)
                 if arrival is None:
@@ -346,15 +377,16 @@ class RabbitMQBackend(NativeBackend):
                 return
             attempts = delivery.attempt if count else delivery.attempt - 1
             original, message = receipt.arrival.properties, delivery.message
-            if delay > 0 and self._can_delay(receipt.link, delivery.queue):
-                headers = way(delay, queue=delivery.queue)
+            queue = receipt.arrival.queue
+            if delay > 0 and self._can_delay(receipt.link, queue):
+                headers = way(delay, queue=queue)
                 copy = properties.again(original, message, attempts, headers)
                 with receipt.link.lane() as lane:
                     publish(lane, TOP, "", [copy], [message])
             else:
                 copy = properties.again(original, message, attempts, head=delay <= 0)
                 with receipt.link.lane() as lane:
-                    publish(lane, "", delivery.queue, [copy], [message])
+                    publish(lane, "", queue, [copy], [message])
             self._remove(delivery, receipt)
 
     def bury(self, delivery: Delivery, reason: str, traceback: str = "") -> None:
@@ -381,16 +413,22 @@ class RabbitMQBackend(NativeBackend):
     def count(self, queue: str) -> Counts:
         _check_names(dead_queue(queue))
         self._synchronise(queue)
-        with self._connected() as link, link.lane() as lane:
-            ready = lane.call("queue_declare", queue, passive=True).message_count
-            dead = letters.count(lane, dead_queue(queue))
+        with self._connected() as link:
+            family = self._topology.family(queue)
+            with link.lane() as lane:
+                ready = sum(
+                    lane.call("queue_declare", each, passive=True).message_count for each in family
+                )
+                dead = letters.count(lane, dead_queue(queue))
         return Counts(ready=ready, leased=None, delayed=None, dead=dead)
 
     def purge(self, queue: str) -> int:
         _check_names(dead_queue(queue))
         self._synchronise(queue)
-        with self._connected() as link, link.lane() as lane:
-            return int(lane.call("queue_purge", queue).message_count)
+        with self._connected() as link:
+            family = self._topology.family(queue)
+            with link.lane() as lane:
+                return sum(int(lane.call("queue_purge", each).message_count) for each in family)
 
     def delete(self, queue: str, message_id: str) -> bool:
         raise Unsupported(
@@ -406,6 +444,7 @@ class RabbitMQBackend(NativeBackend):
     def redrive(self, queue: str, limit: int) -> int:
         moved, name = 0, dead_queue(queue)
         with self._connected() as link:
+            self._topology.family(queue)  # looked for, while nothing is held
             while moved < limit:
                 with link.lane() as lane:
                     most = min(_REDRIVEN_AT_ONCE, limit - moved)
@@ -413,7 +452,7 @@ class RabbitMQBackend(NativeBackend):
                         break
                     if not moved:  # those that die again meanwhile are not among them
                         limit = min(limit, len(arrivals) + letters.count(lane, name))
-                    _redrive(lane, queue, arrivals)
+                    self._redrive(lane, queue, arrivals)
                     moved += len(arrivals)
         return moved
 
@@ -457,10 +496,11 @@ class RabbitMQBackend(NativeBackend):
                 properties.again(each.properties, job, attempts=0)
                 for each, job in zip(meant, jobs, strict=True)
             ]
-            publish(lane, "", queue, copies, jobs)
+            self._put_into(lane, queue, copies, jobs)
             return meant
 
         with self._connected() as link:
+            self._topology.family(queue)
             return letters.change(link, dead_queue(queue), put_back)
 
     def purge_letters(self, queue: str, ids: Collection[str]) -> int:
@@ -600,6 +640,38 @@ class RabbitMQBackend(NativeBackend):
                 error.unconfirmed,
             ) from error
 
+    def _redrive(self, lane: Lane, queue: str, arrivals: Sequence[Arrival]) -> None:
+        """Put dead letters back into their queue, and remove them."""
+        jobs = [properties.read(each.properties, each.body).message for each in arrivals]
+        copies = [
+            properties.again(each.properties, job, attempts=0)
+            for each, job in zip(arrivals, jobs, strict=True)
+        ]
+        try:
+            self._put_into(lane, queue, copies, jobs)
+        except PublishRefused as error:  # what had room is no longer dead, or it would come twice
+            refused = {id(job) for job in error.unconfirmed}
+            for each, job in zip(arrivals, jobs, strict=True):
+                if refused and id(job) not in refused:
+                    lane.ack(each.tag)
+            letters.give_back(lane)
+            raise
+        except Unroutable:
+            letters.give_back(lane)
+            raise
+        lane.ack(arrivals[-1].tag, multiple=True)
+
+    def _put_into(
+        self, lane: Lane, queue: str, copies: Sequence[Content], jobs: Sequence[Message]
+    ) -> None:
+        """Put jobs into a queue, or into those of their ranks."""
+        if len(self._topology.family(queue)) == 1:
+            publish(lane, "", queue, copies, jobs)
+        else:
+            publish_apart(
+                copies, jobs, lambda rank, *some: publish(lane, "", sister_name(queue, rank), *some)
+            )
+
     def _exchange(
         self,
         link: Link,
@@ -659,6 +731,8 @@ class RabbitMQBackend(NativeBackend):
             if not arrivals:
                 arrivals = lane.stop_listening()
             elif len(queues) > 1:
+                if self._topology.counts_crossings and not link.apart.isdisjoint(queues):
+                    arrivals += lane.gather(_GATHERING)
                 lane.begin_to_stop()
                 link.later(lambda: self._finish_stopping(link, lane))
             arrivals.sort(key=lambda arrival: queues.index(arrival.queue))
@@ -715,7 +789,8 @@ class RabbitMQBackend(NativeBackend):
     def _make_delivery(self, link: Link, arrival: Arrival, settled: bool = False) -> Delivery:
         message, attempts, defect = self._read(arrival)
         receipt = _Receipt(link, arrival)
-        return Delivery(message, arrival.queue, attempts + 1, receipt, defect, settled)
+        queue = self._topology.ranks.name(arrival.queue)
+        return Delivery(message, queue, attempts + 1, receipt, defect, settled)
 
     def _read(self, arrival: Arrival) -> properties.Metadata:
         known = None
@@ -795,28 +870,6 @@ def _get(link: Link, queues: Sequence[str], last: str | None) -> Arrival | None:
 def _meant(held: Sequence[Arrival], ids: Collection[str]) -> list[Arrival]:
     """Those of some letters that have one of these ids."""
     return [each for each in held if each.properties.message_id in ids]
-
-
-def _redrive(lane: Lane, queue: str, arrivals: Sequence[Arrival]) -> None:
-    """Put dead letters back into their queue, and remove them."""
-    jobs = [properties.read(each.properties, each.body).message for each in arrivals]
-    copies = [
-        properties.again(each.properties, job, attempts=0)
-        for each, job in zip(arrivals, jobs, strict=True)
-    ]
-    try:
-        publish(lane, "", queue, copies, jobs)
-    except PublishRefused as error:  # what had room is no longer dead, or it would come twice
-        refused = {id(job) for job in error.unconfirmed}
-        for each, job in zip(arrivals, jobs, strict=True):
-            if refused and id(job) not in refused:
-                lane.ack(each.tag)
-        letters.give_back(lane)
-        raise
-    except Unroutable:
-        letters.give_back(lane)
-        raise
-    lane.ack(arrivals[-1].tag, multiple=True)
 
 
 def _check_names(*names: str) -> None:

@@ -240,6 +240,12 @@ class Lane:
             raise self._end
         return self._take_arrived()
 
+    def gather(self, seconds: float) -> list[Arrival]:
+        """Wait until each consumer holds a message, for so long at most; returns what has come."""
+        held, arrived = len(self._held), self._arrived
+        self.link.wait(lambda: self._end or held + len(arrived) >= len(self._consumers), seconds)
+        return self._take_arrived()
+
     def listens_to(self, queues: Sequence[str]) -> bool:
         return list(self._consumers) == list(queues)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pika.exceptions import ChannelClosedByBroker
 
@@ -12,13 +12,14 @@ from synmanager.backends.rabbitmq.lane import Lane, Unaccepted, Unconfirmed
 from synmanager.errors import (
     BrokerUnavailable,
     InvalidJob,
+    NotPublished,
     PublishInterrupted,
     PublishRefused,
     Unroutable,
 )
-from synmanager.message import Message
+from synmanager.message import Message, Rank
 
-__all__ = ["publish"]
+__all__ = ["publish", "publish_apart"]
 
 
 def publish(
@@ -60,3 +61,27 @@ def publish(
         if isinstance(ours, BrokerUnavailable):
             raise PublishInterrupted(f"not confirmed: {ours}", left) from cause
         raise ours from cause
+
+
+def publish_apart(
+    contents: Sequence[Content],
+    messages: Sequence[Message],
+    put: Callable[[Rank, Sequence[Content], Sequence[Message]], None],
+) -> None:
+    """Publish a batch rank by rank: what ranks highest is there before the others.
+
+    Args:
+        put: publishes what is of one rank.
+
+    Raises:
+        Unroutable, PublishRefused, PublishInterrupted: which messages were not accepted; with
+            those that have not been tried.
+    """
+    left = list(messages)
+    for rank in sorted({message.rank for message in messages}, reverse=True):
+        some = [index for index, message in enumerate(messages) if message.rank is rank]
+        left = [message for message in left if message.rank is not rank]
+        try:
+            put(rank, [contents[index] for index in some], [messages[index] for index in some])
+        except NotPublished as error:
+            raise type(error)(str(error), [*error.unconfirmed, *left]) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from pika.exceptions import ChannelClosedByBroker
@@ -16,7 +16,9 @@ from synmanager.backends.rabbitmq.faults import ACCESS_REFUSED, NOT_FOUND, PRECO
 from synmanager.backends.rabbitmq.lane import Lane
 from synmanager.backends.rabbitmq.link import Link
 from synmanager.backends.rabbitmq.properties import MAX_PRIORITY
-from synmanager.errors import ConfigurationError, TopologyError
+from synmanager.backends.rabbitmq.ranks import Ranks, Sister, sister_name, sisters
+from synmanager.errors import TopologyError
+from synmanager.message import Rank
 
 __all__ = ["Standing", "Topology", "dead_queue"]
 
@@ -31,7 +33,11 @@ _PATIENCE = 7 * 24 * 3600 * 1000
 _CLASSIC: Arguments = {"x-queue-type": "classic"}
 
 #: Of the broker's own limits none ends a job: it would be gone.
-_QUORUM: Arguments = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+_NO_LIMIT = -1
+
+#: Before 4.3 that, or none, has the broker put at the end what is given back, and before 4.0 it
+#: loses it. No message comes so often as this: a copy takes its place before.
+_NEVER = 2**31 - 1
 
 #: From here on quorum queues rank strictly.
 _RANKING_QUORUM = (4, 3)
@@ -65,9 +71,6 @@ class Topology:
         standing: what connections before this one have seen. It outlives this one.
         kind: ``classic`` or ``quorum``, of queues that are made; None leaves it to the virtual
             host.
-
-    Raises:
-        ConfigurationError: quorum queues of this broker cannot rank.
     """
 
     def __init__(
@@ -77,20 +80,26 @@ class Topology:
         self._warned = warned  # of what; outlives the connection
         self._standing = standing
         self._declared: set[ExchangeSpec | QueueSpec] = set()
+        self.ranks = Ranks()
         self.delays = Cascade(lambda name: self._make_or_find(name, self._bare()))
         version = str((link.wire.server_properties or {}).get("version", ""))
         numbers = re.match(r"(\d+)\.(\d+)", version)
         self._release = tuple(map(int, numbers.groups())) if numbers else (0, 0)
         self._kind = kind
-        if kind == "quorum" and not self._can_rank_quorum:
-            raise ConfigurationError(
-                f"queues=quorum needs RabbitMQ 4.3 or later, and this one is {version}: before, "
-                "quorum queues rank nothing, or in two levels that are not strict"
-            )
 
     @property
     def _can_rank_quorum(self) -> bool:
         return self._release >= _RANKING_QUORUM
+
+    @property
+    def counts_crossings(self) -> bool:
+        """Whether quorum queues count what goes back because its consumer had ended before."""
+        return not self._can_rank_quorum
+
+    @property
+    def makes_sisters(self) -> bool:
+        """Whether queues that are made need a sister for each rank; asks once, before 4.3."""
+        return not self._can_rank_quorum and self._is_quorum()
 
     def _is_quorum(self) -> bool:
         """Whether queues are made as quorum queues."""
@@ -111,32 +120,27 @@ class Topology:
             )
         except ChannelClosedByBroker as error:
             kind = _OF_KIND.search(str(error.reply_text))
-            if kind is None or kind[1] != "quorum":
-                return "classic"
-            if self._can_rank_quorum:
+            if kind is not None and kind[1] == "quorum":
                 return "quorum"
-            if "vhost" not in self._warned:
-                self._warned.add("vhost")
-                logger.warning(
-                    "queues are made as classic queues, though their virtual host makes quorum "
-                    "queues: those rank from RabbitMQ 4.3 on only"
-                )
         return "classic"
 
     def _bare(self) -> Arguments:
         """With what a queue is made that nobody ranks."""
-        return dict(_QUORUM if self._is_quorum() else _CLASSIC)
+        return self._quorum() if self._is_quorum() else dict(_CLASSIC)
 
-    def _ranking(self) -> Arguments:
+    def _quorum(self) -> Arguments:
+        limit = _NO_LIMIT if self._can_rank_quorum else _NEVER
+        return {"x-queue-type": "quorum", "x-delivery-limit": limit}
+
+    def _ranking(self, *, is_sister: bool = False) -> Arguments:
         """With what a queue for jobs is made.
 
         Before 3.12 only the broker's configuration has a timeout for deliveries. From 4.3 on it
         is unknown to classic queues, which need it no longer.
         """
-        if self._is_quorum():
-            return {**_QUORUM, "x-consumer-timeout": _PATIENCE}
-        ranking = {**_CLASSIC, "x-max-priority": MAX_PRIORITY}
-        if (3, 12) <= self._release < (4, 3):
+        is_quorum = is_sister or self._is_quorum()
+        ranking = self._quorum() if is_quorum else {**_CLASSIC, "x-max-priority": MAX_PRIORITY}
+        if self._release >= (3, 12) and (is_quorum or self._release < (4, 3)):
             ranking["x-consumer-timeout"] = _PATIENCE
         return ranking
 
@@ -147,25 +151,65 @@ class Topology:
                 continue
             if not isinstance(spec, QueueSpec):
                 self._declare_exchange(spec)
-            elif not self._still_stands(spec):
-                self.declare(spec.exchange)
-                self._declare_queue(spec)
+            else:
+                if not self._still_stands(spec):
+                    self.declare(spec.exchange)
+                    self._declare_queue(spec)
+                self._declare_sisters(spec)
             self._declared.add(spec)
 
     def undeclare(self, spec: QueueSpec) -> None:
         """See ``QueueBackend.undeclare``: what is delayed is stranded when it is due."""
+        family = self.family(spec.name)
         self.forget()
-        for name in (spec.name, dead_queue(spec.name), due_queue(spec.name)):
+        for queue in (dead_queue(spec.name), *family):
             with self._link.lane() as lane:
-                lane.call("queue_delete", name)
-        self._try(lambda lane: lane.call("exchange_delete", due_queue(spec.name)))
-        self._link.apart.discard(spec.name)
+                lane.call("queue_delete", queue)
+        for queue in family:
+            with self._link.lane() as lane:
+                lane.call("queue_delete", due_queue(queue))
+                lane.call("exchange_delete", due_queue(queue))
+            self._link.apart.discard(queue)
 
     def forget(self) -> None:
         """Look at the broker at the next declaration, whatever was there before."""
         self._declared.clear()
         self._standing.clear()
         self.delays.forget()
+        self.ranks.forget()
+
+    def family(self, queue: str) -> list[str]:
+        """All queues behind a name, highest rank first.
+
+        Who has declared it knows them. Who has not looks, where they are to be expected.
+        """
+        if queue not in self.ranks.queues and self.makes_sisters:
+            has_sisters = self._is_there("queue_declare", sister_name(queue, Rank.LOW))
+            self.ranks.note(queue, has_sisters=has_sisters)
+            self._link.apart.update(self.ranks.family(queue))
+        return self.ranks.family(queue)
+
+    def families(self, queues: Sequence[str]) -> Sequence[str]:
+        """The queues behind several names, in the order in which a job is looked for."""
+        found = [self.family(queue) for queue in queues]
+        return [queue for family in found for queue in family]
+
+    def is_split(self, exchange: str) -> bool:
+        """Whether a job of an exchange goes to another for its rank; looks as :meth:`family`."""
+        exchanges = self.ranks.exchanges
+        if exchange not in exchanges and self.makes_sisters:
+            low = sister_name(exchange, Rank.LOW)  # made last
+            exchanges[exchange] = self._is_there("exchange_declare", low)
+        return exchanges.get(exchange, False)
+
+    def _is_there(self, method: str, name: str) -> bool:
+        try:
+            self._try(lambda lane: lane.call(method, name, passive=True))
+        except ChannelClosedByBroker as error:
+            if error.reply_code != NOT_FOUND:
+                raise
+            return False
+        return True
 
     def declare_dead_queue(self, queue: str) -> None:
         self._make_or_find(dead_queue(queue), self._bare())
@@ -180,9 +224,11 @@ class Topology:
             return None
         return int(answer.consumer_count), self._find(queue, self._ranking())
 
-    def _declare_exchange(self, spec: ExchangeSpec) -> None:
+    def _declare_exchange(self, spec: ExchangeSpec, arguments: Arguments | None = None) -> None:
         refusal = self._make_or_take(
-            lambda lane: lane.call("exchange_declare", spec.name, spec.type, durable=spec.durable),
+            lambda lane: lane.call(
+                "exchange_declare", spec.name, spec.type, durable=spec.durable, arguments=arguments
+            ),
             lambda lane: lane.call("exchange_declare", spec.name, passive=True),
         )
         if "'type'" in refusal:
@@ -202,8 +248,10 @@ class Topology:
 
         def look(lane: Lane) -> None:
             lane.call("exchange_declare", spec.exchange.name, passive=True)
-            for queue in (spec.name, dead_queue(spec.name), due_queue(spec.name)):
+            for queue in (spec.name, due_queue(spec.name)):
                 lane.call("queue_declare", queue, passive=True)
+            if not isinstance(spec, Sister):
+                lane.call("queue_declare", dead_queue(spec.name), passive=True)
 
         try:
             self._try(look)
@@ -221,20 +269,51 @@ class Topology:
         is_quorum = bool(found["x-queue-type"] == "quorum")
         if is_quorum:
             self._link.apart.add(queue)
+        else:
+            self._link.apart.discard(queue)
         return is_quorum
+
+    def _declare_sisters(self, spec: QueueSpec) -> None:
+        """Declare a queue for each other rank where one queue cannot rank, or they stand already.
+
+        They may do so where the broker was an older one when they were made.
+        """
+        ranks, exchange = self.ranks, spec.exchange.name
+        is_split = spec.exchange.type != "fanout" and spec.name in self._link.apart
+        beside = sisters(spec) if is_split else []
+        if is_split and self._can_rank_quorum:
+            if exchange not in ranks.exchanges:
+                there = self._is_there("exchange_declare", beside[0].exchange.name)
+                ranks.exchanges[exchange] = there
+            is_split = ranks.exchanges[exchange] and self._is_there("queue_declare", beside[0].name)
+        try:
+            for sister in beside if is_split else ():
+                if not self._still_stands(sister):
+                    if sister.exchange not in self._declared:
+                        self._declare_exchange(sister.exchange, {"alternate-exchange": exchange})
+                        self._declared.add(sister.exchange)
+                    self._declare_queue(sister)
+        except ChannelClosedByBroker as error:
+            if error.reply_code != ACCESS_REFUSED:
+                raise
+            is_split = False
+            self._warn(
+                spec.name,
+                "cannot rank its jobs: it is a quorum queue, RabbitMQ is older than 4.3, and this "
+                "user may not declare a queue for each rank beside it. Jobs of every priority run "
+                "in the order of their submission, or nearly so",
+            )
+        ranks.note(spec.name, has_sisters=is_split)
+        ranks.exchanges[exchange] = is_split or ranks.exchanges.get(exchange, False)
 
     def _declare_queue(self, spec: QueueSpec) -> None:
         is_back = self._is_back(spec.name)
-        found = self._make_or_find(spec.name, self._ranking(), durable=spec.durable)
+        is_sister = isinstance(spec, Sister)
+        ranking = self._ranking(is_sister=is_sister)
+        found = self._make_or_find(spec.name, ranking, durable=spec.durable)
         is_quorum = self._note_kind(spec.name, found)
         # A quorum queue is asked about priorities and says nothing.
-        if is_quorum and not self._can_rank_quorum:
-            self._warn(
-                spec.name,
-                "cannot rank its jobs: it is a quorum queue, and RabbitMQ is older than 4.3. Jobs "
-                "of every priority run in the order of their submission, or nearly so",
-            )
-        elif not is_quorum and found.get("x-max-priority", 0) < MAX_PRIORITY:
+        if not (is_quorum or is_sister) and found.get("x-max-priority", 0) < MAX_PRIORITY:
             self._warn(
                 spec.name,
                 "cannot rank its jobs: it was created without x-max-priority, as by 0.1.0. Jobs of "
@@ -255,7 +334,8 @@ class Topology:
         self._try(
             lambda lane: lane.call("queue_bind", spec.name, spec.exchange.name, spec.routing_key)
         )
-        self.declare_dead_queue(spec.name)
+        if not is_sister:
+            self.declare_dead_queue(spec.name)
         try:
             self._try(lambda lane: self.delays.announce(lane, spec))
             if is_back:
