@@ -170,8 +170,8 @@ def unranked_queues(seen: Seen) -> Iterator[Finding]:
         arguments = seen.facts.arguments.get(phase.queue)
         if arguments is None:
             continue
-        strict_quorum = arguments.get("x-queue-type") == "quorum" and seen.release >= (4, 3)
-        if not (arguments.get("x-max-priority") or strict_quorum):
+        is_quorum = arguments.get("x-queue-type") == "quorum"  # before 4.3, it has sisters
+        if not (arguments.get("x-max-priority") or is_quorum):
             flat.append(phase.queue)
     if flat:
         yield Finding(

@@ -252,7 +252,7 @@ class RabbitMQBackend(NativeBackend):
                         ranks_fanout=False,
                         requeues_at_head=False,
                     )
-        except SynmanagerError:
+        except BaseException:
             link.close()
             raise
         self._journal = Journal(link)

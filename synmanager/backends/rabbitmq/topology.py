@@ -162,13 +162,13 @@ class Topology:
         """See ``QueueBackend.undeclare``: what is delayed is stranded when it is due."""
         family = self.family(spec.name)
         self.forget()
-        for queue in (dead_queue(spec.name), *family):
-            with self._link.lane() as lane:
-                lane.call("queue_delete", queue)
-        for queue in family:
+        with self._link.lane() as lane:
+            lane.call("queue_delete", dead_queue(spec.name))
+        for queue in family:  # by the last of which they are all found, if this is cut off
             with self._link.lane() as lane:
                 lane.call("queue_delete", due_queue(queue))
                 lane.call("exchange_delete", due_queue(queue))
+                lane.call("queue_delete", queue)
             self._link.apart.discard(queue)
 
     def forget(self) -> None:
