@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -187,7 +185,10 @@ def test_ranks_are_strict_over_several_queues(
 
 
 def test_ranks_are_strict_for_who_waits(
-    connect: Callable[[], RabbitMQBackend], client: RabbitMQBackend, spec: QueueSpec
+    connect: Callable[[], RabbitMQBackend],
+    client: RabbitMQBackend,
+    needs_sisters: None,
+    spec: QueueSpec,
 ) -> None:
     """A job of each rank comes at once, and none of them counts as tried that was not run."""
     client.declare(spec)
@@ -310,7 +311,7 @@ def test_a_sister_that_is_deleted_is_made_again(
 
 
 def test_a_job_whose_holder_is_killed_comes_again_and_counts(
-    quorum_url: str, client: RabbitMQBackend, spec: QueueSpec
+    quorum_url: str, client: RabbitMQBackend, needs_sisters: None, spec: QueueSpec
 ) -> None:
     client.declare(spec)
     (sent,) = publish(client, spec, HIGH)
@@ -319,8 +320,9 @@ def test_a_job_whose_holder_is_killed_comes_again_and_counts(
             [sys.executable, "-c", HOLDER, quorum_url, spec.name], stdout=subprocess.PIPE
         ) as holder:
             assert holder.stdout is not None
-            assert int(holder.stdout.readline()) == attempt
-            os.kill(holder.pid, signal.SIGKILL)
+            said = holder.stdout.readline()
+            holder.kill()
+        assert int(said) == attempt
     delivery = take(client, spec)
     assert (delivery.message.id, delivery.message.rank, delivery.attempt) == (sent, HIGH, 4)
 
