@@ -64,7 +64,7 @@ def test_quorum_queues_are_made_for_who_wants_them(
     """Without a limit of deliveries, or with one that is never reached."""
     version = plain.connection._impl.server_properties["version"]
     limit = -1 if tuple(map(int, version.split(".")[:2])) >= (4, 3) else 2**31 - 1
-    client = RabbitMQBackend(parse_url(f"{amqp_url.rstrip('/')}/?queues=quorum"))
+    client = RabbitMQBackend(parse_url(f"{amqp_url}?queues=quorum"))
     client.open()
     client.declare(spec)
     made = client.facts([spec.name, f"{spec.name}.dead"]).arguments

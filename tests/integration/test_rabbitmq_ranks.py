@@ -42,7 +42,7 @@ time.sleep(600)
 
 @pytest.fixture(scope="module")
 def quorum_url(amqp_url: str) -> str:
-    return f"{amqp_url}/?queues=quorum"
+    return f"{amqp_url}?queues=quorum"
 
 
 @pytest.fixture

@@ -448,7 +448,7 @@ def test_what_dies_again_meanwhile_is_not_redriven_again(
         lane.ack(arrivals[-1].tag, multiple=True)
         moved.extend(arrivals)
 
-    monkeypatch.setattr("synmanager.backends.rabbitmq.backend._redrive", redrive_and_die)
+    monkeypatch.setattr(client, "_redrive", redrive_and_die)
     assert client.redrive(spec.name, 1000) == len(moved) == 5
 
 
