@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 from harness.director import Director
@@ -11,6 +12,7 @@ from harness.processes import Processes
 from harness.rabbitmq import RabbitMQ
 from harness.redis_server import RedisServer
 
+from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.errors import (
     BrokerUnavailable,
     PublishRefused,
@@ -19,6 +21,9 @@ from synmanager.errors import (
     TopologyError,
     Unroutable,
 )
+from synmanager.message import Rank
+from synmanager.settings import parse_url
+from synmanager.testing.steps import make_message, make_spec, publish, take
 from synmanager.train import TrainConsumerOperator, TrainProducerOperator
 
 on_redis = pytest.mark.only("redis", "valkey")
@@ -58,6 +63,26 @@ def test_a_virtual_host_whose_queues_are_of_another_kind(broker: RabbitMQ, kind:
         for _ in range(30):
             assert len(consumer.dead_letters()) == 1
         assert consumer.redrive() == 1
+
+
+@on_rabbitmq
+def test_a_quorum_queue_beside_which_no_sisters_may_be_made(
+    broker: RabbitMQ, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.make_queues_of("quorum")
+    url = broker.url_of_a_stranger()
+    broker.forbid("stranger", r".*\\.(high|low)")
+    spec = make_spec()
+    with closing(RabbitMQBackend(parse_url(url))) as client:
+        client.open()
+        client.declare(spec)
+        ranks = client.facts().version.startswith("4.3")
+        assert ("may not declare a queue for each rank" in caplog.text) is not ranks
+        sent = [make_message(rank.name, rank=rank) for rank in Rank]
+        publish(client, spec, *sent)
+        client.nack(take(client, spec))
+        assert len([client.ack(take(client, spec)) for _ in sent]) == len(sent)
+        assert client.receive([spec.name], 0) is None
 
 
 @on_rabbitmq

@@ -1,9 +1,13 @@
-"""Three nodes of RabbitMQ in containers, as docker/cluster makes them, any of which may be lost."""
+"""Three nodes of RabbitMQ in containers, any of which may be lost.
+
+As docker/cluster makes them; or older ones as their packagers left them, with no queues.
+"""
 
 from __future__ import annotations
 
 import socket
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 from uuid import uuid4
 
@@ -25,9 +29,15 @@ _ADDRESS = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
 
 
 class Cluster:
-    """The nodes, in a network of their own, each at a port of the loopback that stays the same."""
+    """The nodes, in a network of their own, each at a port of the loopback that stays the same.
 
-    def __init__(self, image: str) -> None:
+    Args:
+        is_ours: the image is this project's, of RabbitMQ 4.3; else an older broker's.
+    """
+
+    def __init__(self, image: str, *, is_ours: bool = True) -> None:
+        self._is_ours = is_ours
+        self._directory = TemporaryDirectory()
         self.name = f"synmanager-cluster-{uuid4().hex[:8]}"
         self._image = image
         listeners = [socket.create_server(("127.0.0.1", 0)) for _ in NODES]
@@ -51,17 +61,41 @@ class Cluster:
                 f"--publish=127.0.0.1:{port}:5672",
                 f"--env=RABBITMQ_NODENAME=rabbit@{node}",
                 "--env=ERL_EPMD_ADDRESS=0.0.0.0",
-                "--env=SYNMANAGER_COOKIE=test",
-                f"--env=RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS={TICKS}",
                 "--no-healthcheck",
-                f"--volume={DOCKER / 'cluster.conf'}:/etc/rabbitmq/conf.d/cluster.conf:ro",
-                f"--volume={DOCKER / 'definitions.json'}:/etc/rabbitmq/definitions.json:ro",
-                self._image,
+                *(self._ours() if self._is_ours else self._of_others()),
             )
         self.wait_until_whole()
         return self
 
+    def _ours(self) -> list[str]:
+        return [
+            "--env=SYNMANAGER_COOKIE=test",
+            f"--env=RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS={TICKS}",
+            f"--volume={DOCKER / 'cluster.conf'}:/etc/rabbitmq/conf.d/cluster.conf:ro",
+            f"--volume={DOCKER / 'definitions.json'}:/etc/rabbitmq/definitions.json:ro",
+            self._image,
+        ]
+
+    def _of_others(self) -> list[str]:
+        """With as much of the configuration as an old one knows."""
+        conf = Path(self._directory.name) / "cluster.conf"
+        lines = (DOCKER / "cluster.conf").read_text().splitlines()
+        known = ("cluster_formation.peer", "cluster_formation.classic", "queue_leader")
+        conf.write_text("".join(f"{line}\n" for line in lines if line.startswith(known)))
+        conf.parent.chmod(0o755)
+        return [
+            "--user=rabbitmq",
+            "--stop-signal=SIGKILL",  # Debian's command does not pass on a softer one
+            "--env=RABBITMQ_ERLANG_COOKIE=test",
+            "--env=RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="
+            f"-rabbit loopback_users [] -setcookie test {TICKS}",
+            f"--volume={conf}:/etc/rabbitmq/conf.d/cluster.conf:ro",
+            self._image,
+            "rabbitmq-server",
+        ]
+
     def __exit__(self, *_: object) -> None:
+        self._directory.cleanup()
         run("docker", "rm", "--force", "--volumes", *(f"{self.name}-{node}" for node in NODES))
         run("docker", "network", "rm", self.name)
 
@@ -119,9 +153,14 @@ class Cluster:
     def _is_whole(self, node: str) -> bool:
         try:
             queues = self._queues(node)
+            others = docker(
+                "exec", f"{self.name}-{node}", "rabbitmqctl", "eval", "length(nodes())."
+            )
         except AssertionError:  # not up yet
             return False
-        return len(queues) >= 8 and all(len(online) == len(NODES) for _, online in queues.values())
+        if int(others) + 1 < len(NODES) or (self._is_ours and len(queues) < 8):
+            return False
+        return all(len(online) == len(NODES) for _, online in queues.values())
 
     def _queues(self, node: str) -> dict[str, tuple[str, list[str]]]:
         """The leader, and the nodes that are online, of each queue that holds jobs."""

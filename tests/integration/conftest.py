@@ -152,17 +152,18 @@ class Brokers:
 
     def prepare(self, service: str, *command: str) -> None:
         """Run a command of compose for the service, once its image is there."""
-        self._find_image(service)
+        self.find_image(service)
         done = run(*self._compose, *command, service, timeout=600)
         if done.returncode != 0:
             pytest.fail(f"{' '.join(command)} {service}:\n{done.stdout}", pytrace=False)
 
-    def _find_image(self, service: str) -> None:
+    def find_image(self, service: str) -> str:
+        """The name of the service's image, once that is there."""
         name = service.upper().replace("-", "").replace(".", "")
         variable = f"SYNMANAGER_TEST_{name}_IMAGE"
         from_registry, built_here = IMAGES[service]
         if variable in os.environ:
-            return
+            return os.environ[variable]
         if run(self._docker, "image", "inspect", built_here).returncode == 0:
             os.environ[variable] = built_here
         elif run(self._docker, "image", "inspect", from_registry).returncode != 0:
@@ -173,6 +174,7 @@ class Brokers:
                     f"makes of Debian packages, and {from_registry} cannot be pulled\n"
                     f"{pulled.stdout.strip()}"
                 )
+        return os.environ.get(variable, from_registry)
 
 
 @pytest.fixture(scope="session")
