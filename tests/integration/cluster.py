@@ -24,6 +24,9 @@ QUEUE: Final = "train"
 #: As in docker-compose.yml.
 TICKS = "-kernel net_ticktime 8"
 
+#: By which nodes know each other.
+_SET_COOKIE = "cd /var/lib/rabbitmq && (umask 177; printf test > .erlang.cookie)"
+
 #: Of a container that is in one network.
 _ADDRESS = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
 
@@ -60,7 +63,6 @@ class Cluster:
                 f"--network-alias={node}",
                 f"--publish=127.0.0.1:{port}:5672",
                 f"--env=RABBITMQ_NODENAME=rabbit@{node}",
-                "--env=ERL_EPMD_ADDRESS=0.0.0.0",
                 "--no-healthcheck",
                 *(self._ours() if self._is_ours else self._of_others()),
             )
@@ -69,6 +71,7 @@ class Cluster:
 
     def _ours(self) -> list[str]:
         return [
+            "--env=ERL_EPMD_ADDRESS=0.0.0.0",  # with which an old one does not start
             "--env=SYNMANAGER_COOKIE=test",
             f"--env=RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS={TICKS}",
             f"--volume={DOCKER / 'cluster.conf'}:/etc/rabbitmq/conf.d/cluster.conf:ro",
@@ -86,12 +89,10 @@ class Cluster:
         return [
             "--user=rabbitmq",
             "--stop-signal=SIGKILL",  # Debian's command does not pass on a softer one
-            "--env=RABBITMQ_ERLANG_COOKIE=test",
-            "--env=RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="
-            f"-rabbit loopback_users [] -setcookie test {TICKS}",
+            f"--env=RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-rabbit loopback_users [] {TICKS}",
             f"--volume={conf}:/etc/rabbitmq/conf.d/cluster.conf:ro",
             self._image,
-            "rabbitmq-server",
+            *("sh", "-c", f"{_SET_COOKIE}; exec rabbitmq-server"),
         ]
 
     def __exit__(self, *_: object) -> None:
