@@ -83,7 +83,9 @@ class Cluster:
         """With as much of the configuration as an old one knows."""
         conf = Path(self._directory.name) / "cluster.conf"
         lines = (DOCKER / "cluster.conf").read_text().splitlines()
-        known = ("cluster_formation.peer", "cluster_formation.classic", "queue_leader")
+        known = ("cluster_formation.peer", "cluster_formation.classic", "cluster_part", "queue")
+        # Without it, what was cut off, or frozen, has to be restarted by hand.
+        lines.append("cluster_partition_handling = pause_minority")
         conf.write_text("".join(f"{line}\n" for line in lines if line.startswith(known)))
         conf.parent.chmod(0o755)
         return [
