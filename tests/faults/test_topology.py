@@ -81,7 +81,8 @@ def test_a_quorum_queue_beside_which_no_sisters_may_be_made(
         sent = [make_message(rank.name, rank=rank) for rank in Rank]
         publish(client, spec, *sent)
         client.nack(take(client, spec))
-        assert len([client.ack(take(client, spec)) for _ in sent]) == len(sent)
+        for _ in sent:
+            client.ack(take(client, spec))
         assert client.receive([spec.name], 0) is None
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from synmanager import Worker
 from synmanager.backends import DeadLetter
 from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.cli import main
-from synmanager.errors import PublishRefused
 from synmanager.settings import parse_url
 from synmanager.testing.steps import make_message, make_spec
 from synmanager.train import TrainConsumerOperator, TrainProducerOperator
@@ -82,9 +81,8 @@ class Traffic:
         try:
             with TrainProducerOperator(url=self._url) as producer:
                 while not self._over.is_set():
-                    with suppress(PublishRefused):  # before 4.0, by a queue without a leader
-                        producer.process(number=self.confirmed)
-                        self.confirmed += 1
+                    producer.process(number=self.confirmed)
+                    self.confirmed += 1
         finally:
             self._ended.set()
 

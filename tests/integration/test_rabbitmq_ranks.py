@@ -19,7 +19,7 @@ from threads import in_thread, until
 from synmanager.backends import ExchangeSpec, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.cli import main
-from synmanager.errors import TopologyError
+from synmanager.errors import PublishInterrupted, TopologyError
 from synmanager.message import Message, Rank, decode, encode
 from synmanager.settings import parse_url
 from synmanager.train import TrainConsumerOperator, TrainProducerOperator
@@ -140,6 +140,24 @@ def stands(channel_of: Any, name: str, kind: str = "queue") -> bool:
         return False
     channel.close()
     return True
+
+
+@pytest.mark.usefixtures("needs_sisters")
+def test_what_a_sister_refuses_is_tried_again(
+    client: RabbitMQBackend, spec: QueueSpec, plain: Any
+) -> None:
+    """A queue that has lost its leader says the same as one that is full."""
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    plain.queue_declare(f"{spec.name}.high", durable=True, arguments={**QUORUM, **full})
+    client.declare(spec)
+
+    def fill() -> None:
+        for _ in range(10):  # it has room for some more than it should
+            publish(client, spec, HIGH, LOW)
+
+    with pytest.raises(PublishInterrupted, match="leader") as caught:
+        fill()
+    assert [message.rank for message in caught.value.unconfirmed] == [HIGH, LOW]
 
 
 def test_what_there_is_of_each_queue(

@@ -52,13 +52,14 @@ from synmanager.errors import (
     BrokerUnavailable,
     ConfigurationError,
     LeaseLost,
+    PublishInterrupted,
     PublishRefused,
     SynmanagerError,
     TopologyError,
     Unroutable,
     Unsupported,
 )
-from synmanager.message import Message
+from synmanager.message import Message, Rank
 
 __all__ = ["RabbitMQBackend"]
 
@@ -311,26 +312,12 @@ class RabbitMQBackend(NativeBackend):
         with self._connected() as link:
             is_split = self._topology.is_split(exchange)
             if delay > 0:
-                ranks = {message.rank for message in messages}
-                places = {
-                    rank: sister_name(exchange, rank) if is_split else exchange for rank in ranks
-                }
-                ways = {
-                    rank: way(delay, exchange=place, routing_key=routing_key)
-                    for rank, place in places.items()
-                }
-                contents = [properties.delayed(message, ways[message.rank]) for message in messages]
+                place = sister_name if is_split else _only_place
+                self._publish_delayed(link, exchange, routing_key, messages, delay, place)
+                return 0
             with link.lane() as lane:
-                if delay > 0:
-                    self._publish_delayed(lane, exchange, routing_key, contents, messages)
-                elif is_split:
-                    publish_apart(
-                        contents,
-                        messages,
-                        lambda rank, *some: publish(
-                            lane, sister_name(exchange, rank), routing_key, *some
-                        ),
-                    )
+                if is_split:
+                    self._publish_apart(lane, exchange, routing_key, contents, messages)
                 else:
                     publish(lane, exchange, routing_key, contents, messages)
         return 0
@@ -625,19 +612,48 @@ class RabbitMQBackend(NativeBackend):
 
     def _publish_delayed(
         self,
+        link: Link,
+        exchange: str,
+        routing_key: str,
+        messages: Sequence[Message],
+        delay: float,
+        place: Callable[[str, Rank], str],
+    ) -> None:
+        ways = {
+            rank: way(delay, exchange=place(exchange, rank), routing_key=routing_key)
+            for rank in {message.rank for message in messages}
+        }
+        contents = [properties.delayed(message, ways[message.rank]) for message in messages]
+        with link.lane() as lane:
+            self._topology.delays.build(lane)
+            try:
+                publish(lane, ENTRY, routing_key, contents, messages)
+            except Unroutable as error:
+                raise Unroutable(
+                    f"no queue is declared on exchange {exchange!r} with routing key "
+                    f"{routing_key!r}",
+                    error.unconfirmed,
+                ) from error
+
+    def _publish_apart(
+        self,
         lane: Lane,
         exchange: str,
         routing_key: str,
         contents: Sequence[Content],
         messages: Sequence[Message],
     ) -> None:
-        self._topology.delays.build(lane)
+        """Publish to the sisters of an exchange."""
+
+        def put(rank: Rank, *some: Any) -> None:
+            publish(lane, sister_name(exchange, rank), routing_key, *some)
+
         try:
-            publish(lane, ENTRY, routing_key, contents, messages)
-        except Unroutable as error:
-            raise Unroutable(
-                f"no queue is declared on exchange {exchange!r} with routing key {routing_key!r}",
-                error.unconfirmed,
+            publish_apart(contents, messages, put)
+        except PublishRefused as error:
+            # As if it were full, a queue refuses that has no leader for now, before 4.0.
+            raise PublishInterrupted(
+                f"{error}; that, or a queue has lost its leader", error.unconfirmed
             ) from error
 
     def _redrive(self, lane: Lane, queue: str, arrivals: Sequence[Arrival]) -> None:
@@ -865,6 +881,10 @@ def _get(link: Link, queues: Sequence[str], last: str | None) -> Arrival | None:
     before = queues.index(last) if last in queues else 0
     with link.lane() as lane:
         return lane.get_first(queues, counted=queues[1:before])
+
+
+def _only_place(exchange: str, rank: Rank) -> str:
+    return exchange
 
 
 def _meant(held: Sequence[Arrival], ids: Collection[str]) -> list[Arrival]:
