@@ -227,6 +227,12 @@ class Filesystem(Tables):
 class Sql(Virtual):
     """Tables of a database. A row of ours is a queue that stays empty, named for what it says."""
 
+    def close(self) -> None:
+        if self._channel is not None:
+            # Else its connection is missing from the pool until the session is collected.
+            self._channel.session.close()
+        super().close()
+
     def rows(self, table: str) -> set[Row]:
         session, queue = self._channel.session, self._channel.queue_cls
         prefix = f"{table}\n"

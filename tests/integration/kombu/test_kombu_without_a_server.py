@@ -6,6 +6,7 @@ messages are put, taken and looked at; the whole contract on each is run by ``sc
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from conftest import needs
 from kombu_brokers import Contract, KombuUnderTest
 from kombu_kill import killed_holder
 
+from synmanager.backends import QueueSpec
 from synmanager.testing.dead_letters import DeadLetters
 from synmanager.testing.leases import Leases
 
@@ -45,6 +47,18 @@ class TestSqlite(Parts):
     def broker(self, tmp_path: Path) -> KombuUnderTest:
         needs("sqlalchemy")
         return KombuUnderTest(f"kombu+sqla+sqlite:///{tmp_path}/jobs.db?allow_loss=true")
+
+    def test_who_is_closed_gives_his_connection_back(
+        self, broker: KombuUnderTest, spec: QueueSpec
+    ) -> None:
+        gc.disable()
+        try:
+            for _ in range(20):  # more than the pool has
+                client = broker.connect()
+                client.count(spec.name)
+                client.close()
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize(
