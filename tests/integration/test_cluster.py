@@ -30,8 +30,8 @@ pytestmark = pytest.mark.xdist_group("mq_image rabbitmq-4.3")
 
 QUEUES = ("preprocess", "train", "evaluate", "completed")
 
-#: How many jobs run while a node is away.
-MANY = 300
+#: How many jobs run while a node is away, and once it is back; and seconds for them.
+MANY, LONG = 5_000, 300.0
 
 #: Seconds without a job: more than it takes nodes, and clients, to give up one that is silent.
 GAP = 30.0
@@ -101,14 +101,14 @@ class Traffic:
     def flows(self, jobs: int) -> None:
         """Wait until so many more have run."""
         before = len(self.ran)
-        until(lambda: len(self.ran) >= before + jobs, f"{jobs} more jobs have run", 60)
+        until(lambda: len(self.ran) >= before + jobs, f"{jobs} more jobs have run", LONG)
 
     def settle(self) -> None:
         """Submit no more, and wait until all that was confirmed has run."""
         self._over.set()
         until(self._ended.is_set, "the last job is confirmed", 60)
         self._joins.pop(0)()
-        until(lambda: len(self.ran) >= self.confirmed, "all confirmed jobs have run", 60)
+        until(lambda: len(self.ran) >= self.confirmed, "all confirmed jobs have run", LONG)
 
 
 def without(
