@@ -96,7 +96,7 @@ ROWS: dict[str, Guarantee] = {
         note="Standard queues keep no order. Bindings are kept as tags of the queues.",
     ),
     "pgmq": Guarantee(
-        True, "renewed", 1800.0, "committed", delays="broker", counts_held=True,
+        True, "renewed", 1800.0, "committed", delays="broker", counts_held=True, tried=True,
         note="Bindings are rows of `pgmq.synmanager_rows`. A late holder settles nothing.",
     ),
     "azureservicebus": Guarantee(
