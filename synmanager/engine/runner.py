@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -645,7 +646,9 @@ class Runner:
         def attempt(backend: QueueBackend) -> None:
             nonlocal is_repeated
             if is_repeated:
-                backend.renew(delivery)
+                # Where it is lost, the operation says so; or that the last try has done it.
+                with suppress(LeaseLost):
+                    backend.renew(delivery)
             is_repeated = True
             operation(backend)
 

@@ -142,6 +142,17 @@ def stands(channel_of: Any, name: str, kind: str = "queue") -> bool:
     return True
 
 
+def test_a_fanout_s_queue_has_no_sisters_by_another_route_either(
+    client: RabbitMQBackend, spec: QueueSpec, plain: Any
+) -> None:
+    """As ``synmanager move`` reaches it."""
+    fanout = QueueSpec(spec.name, ExchangeSpec(f"{spec.name}-fanout", "fanout"), "")
+    client.declare(fanout, spec)
+    sent = publish(client, spec, LOW, HIGH)
+    assert plain.queue_declare(spec.name, passive=True).method.message_count == len(sent)
+    plain.exchange_delete(fanout.exchange.name)
+
+
 @pytest.mark.usefixtures("needs_sisters")
 def test_what_a_sister_refuses_is_tried_again(
     client: RabbitMQBackend, spec: QueueSpec, plain: Any

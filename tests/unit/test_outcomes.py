@@ -194,6 +194,34 @@ class TestResults:
         assert taken_over == [None] * 12
         assert grid.count() == left
 
+    @pytest.mark.parametrize(
+        ("step", "error"), [("nack", Retry()), ("bury", Reject())], ids=["retry", "dead-letter"]
+    )
+    def test_an_end_whose_answer_was_lost_is_settled_and_nothing_is_kept(
+        self, step: str, error: Exception, grid: Grid, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Drivers know that the try before has done it; the lease is gone with it.
+        bench = bench_with_results(grid)
+        grid.put(JOB)
+        settle = getattr(bench.backend, step)
+        tries: list[None] = []
+
+        def lose_the_answer(delivery: Delivery, *args: Any, **options: Any) -> None:
+            tries.append(None)
+            if len(tries) == 1:
+                settle(delivery, *args, **options)
+                delivery.settled = False  # as far as anybody here knows
+                raise BrokerUnavailable("cut")
+            delivery.settled = True
+
+        def work(kwargs: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(bench.backend, step, lose_the_answer)
+        bench.run(work)
+        assert len(tries) == 2
+        assert len(bench.runner._kept) == 0
+
 
 class TestLostLease:
     """The broker took the job back while it ran; here, as when its lease runs out."""

@@ -651,8 +651,9 @@ class RabbitMQBackend(NativeBackend):
         try:
             publish_apart(contents, messages, put)
         except PublishRefused as error:
-            # As if it were full, a queue refuses that has no leader for now, before 4.0; and one
-            # whose leader this node alone cannot find. Another node may.
+            if not self._topology.refuses_without_leader:
+                raise
+            # Perhaps this node alone cannot find its leader, and another one can.
             lane.link.wire.abort("a queue refused, and may have lost its leader")
             raise PublishInterrupted(
                 f"{error}; that, or a queue has lost its leader", error.unconfirmed

@@ -61,6 +61,8 @@ class Ranks:
         #: Whether they have. Of those that are not in it, nobody has asked yet.
         self.queues: dict[str, bool] = {}
         self.exchanges: dict[str, bool] = {}
+        #: Queues of a fanout, which has no sisters, by whatever other route they are reached too.
+        self.flat: set[str] = set()
         self._names: dict[str, str] = {}
 
     def note(self, queue: str, *, has_sisters: bool) -> None:

@@ -97,6 +97,11 @@ class Topology:
         return not self._can_rank_quorum
 
     @property
+    def refuses_without_leader(self) -> bool:
+        """Whether a quorum queue that has no leader for now refuses, as if it were full."""
+        return self._release < (4, 0)
+
+    @property
     def makes_sisters(self) -> bool:
         """Whether queues that are made need a sister for each rank; asks once, before 4.3."""
         return not self._can_rank_quorum and self._is_quorum()
@@ -181,10 +186,13 @@ class Topology:
     def family(self, queue: str) -> list[str]:
         """All queues behind a name, highest rank first.
 
-        Who has declared it knows them. Who has not looks, where they are to be expected.
+        Who has declared it knows them. Who has not looks: they stand after an upgrade, too.
         """
-        if queue not in self.ranks.queues and self.makes_sisters:
-            has_sisters = self._is_there("queue_declare", sister_name(queue, Rank.LOW))
+        if queue not in self.ranks.queues:
+            has_sisters = all(
+                self._is_there("queue_declare", sister_name(queue, rank))
+                for rank in (Rank.LOW, Rank.HIGH)  # low is made last
+            )
             self.ranks.note(queue, has_sisters=has_sisters)
             self._link.apart.update(self.ranks.family(queue))
         return self.ranks.family(queue)
@@ -279,7 +287,9 @@ class Topology:
         They may do so where the broker was an older one when they were made.
         """
         ranks, exchange = self.ranks, spec.exchange.name
-        is_split = spec.exchange.type != "fanout" and spec.name in self._link.apart
+        if spec.exchange.type == "fanout":
+            ranks.flat.add(spec.name)
+        is_split = spec.name not in ranks.flat and spec.name in self._link.apart
         beside = sisters(spec) if is_split else []
         if is_split and self._can_rank_quorum:
             if exchange not in ranks.exchanges:

@@ -38,7 +38,7 @@ local function ring(base, waiters)
   for _ = 1, waiters or 2 do
     -- It holds nothing that anybody needs. If it is no stream, or one that is at its end, a new
     -- one does as well.
-    local rung = redis.pcall('XADD', base .. ':bell', 'MAXLEN', waiters or 2, '*', 'ring', '')
+    local rung = redis.pcall('XADD', base .. ':bell', 'MAXLEN', 2, '*', 'ring', '')
     if type(rung) == 'table' and rung.err then
       redis.call('DEL', base .. ':bell')
       redis.call('XGROUP', 'CREATE', base .. ':bell', GROUP, '0', 'MKSTREAM')
