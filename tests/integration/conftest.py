@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,27 @@ def plain(amqp_url: str) -> Iterator[Any]:
     yield connection.channel()
     if connection.is_open:
         connection.close()
+
+
+def version(plain: Any) -> tuple[int, ...]:
+    """Major and minor number of the RabbitMQ behind a channel of plain pika."""
+    said = plain.connection._impl.server_properties["version"]
+    return tuple(map(int, said.split(".")[:2]))
+
+
+@contextmanager
+def connecting(url: str) -> Iterator[Callable[[], RabbitMQBackend]]:
+    """Opens as many clients as are asked for, and closes them."""
+    made: list[RabbitMQBackend] = []
+
+    def connect_one() -> RabbitMQBackend:
+        made.append(RabbitMQBackend(parse_url(url)))
+        made[-1].open()
+        return made[-1]
+
+    yield connect_one
+    for client in made:
+        client.close()
 
 
 @pytest.fixture

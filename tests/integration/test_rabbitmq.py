@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import pika
 import pytest
+from conftest import version
 from threads import in_thread, until
 
 from synmanager.backends import ExchangeSpec, QueueSpec
@@ -62,8 +63,7 @@ def test_quorum_queues_are_made_for_who_wants_them(
     amqp_url: str, plain: Any, spec: QueueSpec
 ) -> None:
     """Without a limit of deliveries, or with one that is never reached."""
-    version = plain.connection._impl.server_properties["version"]
-    limit = -1 if tuple(map(int, version.split(".")[:2])) >= (4, 3) else 2**31 - 1
+    limit = -1 if version(plain) >= (4, 3) else 2**31 - 1
     client = RabbitMQBackend(parse_url(f"{amqp_url}?queues=quorum"))
     client.open()
     client.declare(spec)

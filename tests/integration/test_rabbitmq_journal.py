@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from conftest import version
 from threads import until
 from wire import Wire
 
@@ -197,8 +198,7 @@ def test_who_writes_to_a_stream_that_is_deleted_and_made_anew_keeps_the_connecti
         each.result(60)
     for client in clients:
         client.close()
-    version = plain.connection._impl.server_properties["version"]
-    if tuple(map(int, version.split(".")[:2])) >= (4, 3):
+    if version(plain) >= (4, 3):
         assert lost == []
     assert len(lost) <= len(clients)
 

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pika
 import pytest
+from conftest import connecting, version
 from threads import in_thread, until
 
 from synmanager.backends import ExchangeSpec, QueueSpec
@@ -53,16 +54,8 @@ def needs_sisters(plain: Any) -> None:
 
 @pytest.fixture
 def connect(quorum_url: str) -> Iterator[Callable[[], RabbitMQBackend]]:
-    made: list[RabbitMQBackend] = []
-
-    def connect_one() -> RabbitMQBackend:
-        made.append(RabbitMQBackend(parse_url(quorum_url)))
-        made[-1].open()
-        return made[-1]
-
-    yield connect_one
-    for client in made:
-        client.close()
+    with connecting(quorum_url) as connect_one:
+        yield connect_one
 
 
 @pytest.fixture
@@ -96,11 +89,6 @@ def discard(plain: Any, queue: str, exchange: str) -> None:
         plain.queue_delete(f"{queue}{suffix}")
         plain.exchange_delete(f"~{queue}{suffix}.due")
         plain.exchange_delete(f"{exchange}{suffix}")
-
-
-def version(plain: Any) -> tuple[int, ...]:
-    said = plain.connection._impl.server_properties["version"]
-    return tuple(map(int, said.split(".")[:2]))
 
 
 def publish(client: RabbitMQBackend, spec: QueueSpec, *ranks: Rank, **options: Any) -> list[str]:

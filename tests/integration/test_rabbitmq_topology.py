@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pika
 import pytest
+from conftest import connecting, version
 from threads import until
 
 from synmanager.backends import DeadLetter, ExchangeSpec, QueueSpec
@@ -22,7 +23,6 @@ from synmanager.backends.rabbitmq.properties import fresh
 from synmanager.engine.session import Session
 from synmanager.errors import SynmanagerError, TopologyError, Unroutable
 from synmanager.message import Message, encode
-from synmanager.settings import parse_url
 
 STRANDED = "synmanager.delay.stranded"
 LIMITS = {"x-max-length": 1, "x-overflow": "reject-publish"}
@@ -30,16 +30,8 @@ LIMITS = {"x-max-length": 1, "x-overflow": "reject-publish"}
 
 @pytest.fixture
 def connect(amqp_url: str) -> Iterator[Callable[[], RabbitMQBackend]]:
-    made: list[RabbitMQBackend] = []
-
-    def connect_one() -> RabbitMQBackend:
-        made.append(RabbitMQBackend(parse_url(amqp_url)))
-        made[-1].open()
-        return made[-1]
-
-    yield connect_one
-    for client in made:
-        client.close()
+    with connecting(amqp_url) as connect_one:
+        yield connect_one
 
 
 @pytest.fixture
@@ -325,8 +317,7 @@ def quorum(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def puts_back_in_place(plain: Any) -> bool:
     """Whether a quorum queue has what was only looked at where it was; from 4.3 on, at its end."""
-    version = plain.connection._impl.server_properties["version"]
-    return tuple(map(int, version.split(".")[:2])) < (4, 3)
+    return version(plain) < (4, 3)
 
 
 def bodies_of(letters: list[DeadLetter]) -> list[bytes]:
@@ -345,9 +336,8 @@ def test_a_quorum_queue_drops_no_job_that_comes_back_often(
     client = connect()
     client.declare(spec)
     publish(client, spec)
-    version = plain.connection._impl.server_properties["version"]
     # From 4.3 on, the broker tells what was only given back from what its holder did not survive.
-    counts = how != "get and give back" or tuple(map(int, version.split(".")[:2])) < (4, 3)
+    counts = how != "get and give back" or version(plain) < (4, 3)
     for attempt in range(1, 25):
         worker = connect()
         delivery = take(worker, spec)
