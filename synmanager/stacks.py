@@ -8,7 +8,7 @@ import sys
 from threading import Lock, get_ident
 from types import FrameType
 
-__all__ = ["frame_of", "is_on_stack"]
+__all__ = ["is_on_stack", "stack_of"]
 
 #: Nothing is collected because we said so. If an interruption leaves this behind, the next call
 #: sees to it.
@@ -35,26 +35,27 @@ def is_on_stack(thread: int, frame: FrameType) -> bool:
     since. So a stack whose outermost frame seems to be one is looked at again.
     """
     for _ in range(_LOOKS):
-        last = each = frame_of(thread)
-        while each is not None:
-            if each is frame:
-                return True
-            last, each = each, each.f_back
-        if last is None or not last.f_code.co_flags & _CAN_REST:
+        frames = stack_of(thread)
+        if frame in frames:
+            return True
+        if not frames or not frames[-1].f_code.co_flags & _CAN_REST:
             return False
     return False
 
 
-def frame_of(thread: int) -> FrameType | None:
-    """The innermost frame of a thread, by its identifier; None if there is no such thread.
+def stack_of(thread: int) -> list[FrameType]:
+    """The frames of a thread, by its identifier, the innermost first; none if there is none.
 
-    CPython 3.11 may collect garbage in the middle of looking, under a lock for which another
-    thread may wait with the interpreter in its hands: then all stand still for good, see
-    https://github.com/python/cpython/issues/106883. So nothing is collected meanwhile.
+    CPython 3.11 makes a frame's object when somebody asks for it, and may collect garbage just
+    then. If that is done under its lock, all threads stand still for good, see
+    https://github.com/python/cpython/issues/106883. If it runs code in Python, a finaliser or one
+    of gc.callbacks, the frame may end meanwhile, and the object is written into what has taken
+    its place in memory: the process crashes, sooner or later. So nothing is collected until the
+    way out has been followed to its end.
     """
     global _is_paused, _looking
-    if thread == get_ident():
-        return sys._getframe(1)
+    if thread == get_ident():  # it does not go on meanwhile
+        return _outwards(sys._getframe(1))
     lock = _looking
     if not lock.acquire(timeout=_LONG):
         lock = _looking = Lock()
@@ -63,9 +64,17 @@ def frame_of(thread: int) -> FrameType | None:
     try:
         _is_paused = is_collecting
         gc.disable()
-        return sys._current_frames().get(thread)
+        return _outwards(sys._current_frames().get(thread))
     finally:
         if is_collecting:
             gc.enable()
             _is_paused = False
         lock.release()
+
+
+def _outwards(frame: FrameType | None) -> list[FrameType]:
+    frames = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames

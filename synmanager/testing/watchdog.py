@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from synmanager.stacks import frame_of
+from synmanager.stacks import stack_of
 
 __all__ = ["StepBlocked", "bounded", "in_thread", "watched"]
 
@@ -53,8 +53,7 @@ def bounded(patience: float, work: Callable[..., Result], *arguments: Any) -> Re
     except NotYet:
         if future.done():  # its own
             raise
-        frame = frame_of(thread.ident or 0)
-        raise StepBlocked(_story(patience, [] if frame is None else _frames(frame))) from None
+        raise StepBlocked(_story(patience, _stack(thread))) from None
 
 
 def watched(test: Callable[..., None], patience: float) -> Callable[..., None]:
@@ -74,15 +73,14 @@ def watched(test: Callable[..., None], patience: float) -> Callable[..., None]:
             except NotYet:
                 if future.done():
                     raise
-            innermost = frame_of(thread.ident or 0)
-            frames = [] if innermost is None else _frames(innermost)
+            frames = _stack(thread)
             step = _step(frames, test)
             seen = seen + 1 if step == last else 0
             last = step
             if seen >= _LOOKS:
                 raise StepBlocked(_story(patience, frames))
             story = _story(_STEPS * patience, frames)
-            del innermost, frames  # they hold what the test may have dropped
+            del frames  # they hold what the test may have dropped
         raise StepBlocked(f"the test does not come to an end; {story}")
 
     return run
@@ -104,14 +102,9 @@ def _start(
     return future, thread
 
 
-def _frames(innermost: FrameType) -> list[FrameType]:
-    """The stack, from the outside in."""
-    frames: list[FrameType] = []
-    frame: FrameType | None = innermost
-    while frame is not None:
-        frames.insert(0, frame)
-        frame = frame.f_back
-    return frames
+def _stack(thread: threading.Thread) -> list[FrameType]:
+    """From the outside in."""
+    return stack_of(thread.ident or 0)[::-1]
 
 
 def _is_of_the_suite(frame: FrameType, files: tuple[str, ...]) -> bool:
