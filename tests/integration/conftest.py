@@ -222,6 +222,16 @@ def version(plain: Any) -> tuple[int, ...]:
     return tuple(map(int, said.split(".")[:2]))
 
 
+def stranded(plain: Any) -> list[str]:
+    """The ids of what was due when its queue was gone, whatever other tests have left there."""
+    channel = plain.connection.channel()
+    ids = []
+    while (got := channel.basic_get("synmanager.delay.stranded"))[0] is not None:
+        ids.append(got[1].message_id)
+    channel.close()  # and all of it goes back
+    return ids
+
+
 @contextmanager
 def connecting(url: str) -> Iterator[Callable[[], RabbitMQBackend]]:
     """Opens as many clients as are asked for, and closes them."""

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pika
 import pytest
-from conftest import connecting, version
+from conftest import connecting, stranded, version
 from threads import until
 
 from synmanager.backends import DeadLetter, ExchangeSpec, QueueSpec
@@ -24,7 +24,6 @@ from synmanager.engine.session import Session
 from synmanager.errors import SynmanagerError, TopologyError, Unroutable
 from synmanager.message import Message, encode
 
-STRANDED = "synmanager.delay.stranded"
 LIMITS = {"x-max-length": 1, "x-overflow": "reject-publish"}
 
 
@@ -59,9 +58,12 @@ def spec(make_spec: Callable[..., QueueSpec]) -> QueueSpec:
     return make_spec()
 
 
-def publish(client: RabbitMQBackend, spec: QueueSpec, number: int = 1, **options: Any) -> None:
+def publish(
+    client: RabbitMQBackend, spec: QueueSpec, number: int = 1, **options: Any
+) -> list[Message]:
     jobs = [Message(encode({"number": n})) for n in range(number)]
     client.publish(spec.exchange.name, spec.routing_key, jobs, **options)
+    return jobs
 
 
 def take(client: RabbitMQBackend, spec: QueueSpec) -> Any:
@@ -162,8 +164,8 @@ def test_the_longest_delay_is_taken(client: RabbitMQBackend, spec: QueueSpec) ->
 def test_what_0_2_0_delayed_arrives(client: RabbitMQBackend, plain: Any, spec: QueueSpec) -> None:
     """Its cascade had other names, and ended in the queues themselves; strays were put aside."""
     client.declare(spec)
-    stranded = {"alternate-exchange": "synmanager.delay.stranded"}
-    plain.exchange_declare("synmanager.delay.due", "headers", durable=True, arguments=stranded)
+    otherwise = {"alternate-exchange": "synmanager.delay.stranded"}
+    plain.exchange_declare("synmanager.delay.due", "headers", durable=True, arguments=otherwise)
     old = {"synmanager-exchange": spec.exchange.name, "synmanager-key": spec.routing_key}
     plain.queue_bind(spec.name, "synmanager.delay.due", arguments={"x-match": "all", **old})
     stray = {"synmanager-queue": spec.name, "synmanager-delay-3": True, "CC": [spec.name]}
@@ -193,16 +195,12 @@ def test_a_queue_that_comes_back_gets_its_own_delayed_jobs_once(
     exchange = ExchangeSpec(f"{kept.exchange.name}-fanout", "fanout")
     kept, *gone = (replace(each, exchange=exchange) for each in (kept, make_spec(), make_spec()))
     client.declare(kept, *gone)
-    before = plain.queue_declare(STRANDED, passive=True).method.message_count
     for spec in gone:
         plain.queue_delete(spec.name)
-    publish(client, kept, 3, delay=0.1)
+    ids = {message.id for message in publish(client, kept, 3, delay=0.1)}
     for _ in range(3):
         client.ack(take(client, kept))
-    until(
-        lambda: plain.queue_declare(STRANDED, passive=True).method.message_count >= before + 6,
-        "they are put aside",
-    )
+    until(lambda: sum(each in ids for each in stranded(plain)) == 6, "they are put aside")
     client.close()
     client.open()
     for spec in gone:
