@@ -20,6 +20,9 @@ pytestmark = pytest.mark.xdist_group("failover")
 
 GROUPS = (SentinelGroup, ClusterGroup)
 
+#: Seconds between two jobs of one producer.
+PACE = 0.02
+
 ENV = {"SYNMANAGER_LEASE": "6", "SYNMANAGER_MAX_ATTEMPTS": "1000"}
 
 
@@ -112,9 +115,10 @@ def test_the_primary_is_lost(
     if fault not in (kill, move) and not is_long:
         pytest.skip("in the long form")
     count = 5000 if is_long else 150
+    patience = 60 + 2 * PACE * count  # seconds
     for who in ("single", "batches"):
         batch = 20 if who == "batches" else 1
-        running.producer(who, keys=[0, count], pace=0.02 * batch, batch=batch, env=ENV)
+        running.producer(who, keys=[0, count], pace=PACE * batch, batch=batch, env=ENV)
     for number in range(2):
         running.worker(f"worker-{number}", env=ENV)
     for who in ("single", "batches"):
@@ -128,9 +132,9 @@ def test_the_primary_is_lost(
     back = fault(group)
 
     for who in ("single", "batches"):
-        running.await_event("left", 60, who=who)
+        running.await_event("left", patience, who=who)
     keys = {f"{who}-{n}" for who in ("single", "batches") for n in range(count)} | long
-    running.await_done(keys, 60)
+    running.await_done(keys, patience)
     history = running.history()
     assert history.count("confirmed") == 2 * count + 1, (
         "every publish was repeated until it counted"
