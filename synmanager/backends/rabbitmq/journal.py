@@ -53,7 +53,7 @@ class Journal:
         """Whether a log's stream is known to be made; None if there is none."""
         if not self._met.get(log):
             try:
-                with self._link.lane() as lane:
+                with self._link.lane(is_aside=True) as lane:
                     if lane.call("queue_declare", stream(log), passive=True).message_count:
                         self._written.add(log)
                         self.meet(log, is_there=True)
@@ -77,7 +77,7 @@ class Journal:
         """
         header = properties.entry()
         contents = [Content(header, data) for data in entries]
-        with self._link.lane() as lane:
+        with self._link.lane(is_aside=True) as lane:
             try:
                 lane.publish(exchange, stream(log), contents)
             except Unaccepted as error:

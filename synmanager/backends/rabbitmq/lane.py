@@ -92,10 +92,13 @@ class Lane:
 
     Attributes:
         link: whose channel it is.
+        is_aside: an answer that does not come costs this channel and no other: what jobs depend on
+            is not asked for here. A broker that says nothing at all is given up by its heartbeats.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, *, is_aside: bool = False) -> None:
         self.link = link
+        self.is_aside = is_aside
         self._end: BaseException | None = None
         self._held: dict[int, str] = {}  # delivery tag: queue
         self._confirming: dict[int, int] = {}  # delivery tag: index in the batch
@@ -393,7 +396,7 @@ class Lane:
             self._shares_prefetch = together
 
     def _wait(self, done: Callable[[], object]) -> None:
-        self.link.wait(lambda: done() or self._end)
+        self.link.wait(lambda: done() or self._end, is_aside=self.is_aside)
         if self._end is not None and not done():
             raise self._end
 

@@ -167,12 +167,15 @@ class Link:
         """Whether the connection is in a known state, although a call ended like that."""
         return self._monitor.is_mine and (not is_interruption(error) or error is self._rested)
 
-    def wait(self, done: Callable[[], object], seconds: float | None = None) -> bool:
+    def wait(
+        self, done: Callable[[], object], seconds: float | None = None, *, is_aside: bool = False
+    ) -> bool:
         """Do I/O until ``done``; the caller holds the lock, which is free in between.
 
         Args:
             seconds: return False after so many; by default, a broker that keeps quiet for the
                 link's timeout is given up.
+            is_aside: the connection stays, whatever is not answered.
 
         Raises:
             BrokerUnavailable: the broker keeps quiet for too long.
@@ -190,7 +193,7 @@ class Link:
             elif seconds is not None:
                 return False
             else:
-                self._give_up()
+                self._give_up(is_aside=is_aside)
         return True
 
     def glance(self) -> None:
@@ -231,15 +234,16 @@ class Link:
             logger.exception("unexpected trouble on the connection to %s", self._where)
             return True
 
-    def lane(self, lane: Lane | None = None) -> _Loan:
+    def lane(self, lane: Lane | None = None, *, is_aside: bool = False) -> _Loan:
         """A channel for one call, as a context manager; the caller holds the lock.
 
         A delivery that is held on it afterwards keeps it, see :meth:`give_back`.
 
         Args:
             lane: this one, which is in the caller's hands already.
+            is_aside: see :attr:`Lane.is_aside`.
         """
-        return _Loan(self, lane or self._take_lane())
+        return _Loan(self, lane or self._take_lane(is_aside=is_aside))
 
     def give_back(self, lane: Lane) -> None:
         """Keep a channel for the next call, if nothing is held on it."""
@@ -293,15 +297,16 @@ class Link:
             self._dispose_if_over()
             self._monitor.notify()
 
-    def _take_lane(self) -> Lane:
+    def _take_lane(self, *, is_aside: bool) -> Lane:
         if self.wire.blocked is not None:
             # Nothing that is sent now is read before there is room again.
             raise BrokerUnavailable(f"the broker reads nothing, it is {self.wire.blocked}")
         while self._idle:
             lane = self._idle.pop()
             if lane.is_reusable:  # else the broker has closed it meanwhile
+                lane.is_aside = is_aside
                 return lane
-        return Lane(self)
+        return Lane(self, is_aside=is_aside)
 
     def _connect(self, deadline: float) -> socket.socket:
         """Connect to the first of the host's addresses that answers, with TLS if it is wanted."""
@@ -457,10 +462,11 @@ class Link:
         if self._closed and self.wire.ended is not None and not self._is_polled():
             self.wire.dispose()
 
-    def _give_up(self) -> None:
+    def _give_up(self, *, is_aside: bool = False) -> None:
         silence = f"no answer within {self.timeout:g} s"
         if self.wire.blocked is None:
-            self._drop(silence)
+            if not is_aside:
+                self._drop(silence)
             raise BrokerUnavailable(silence)
         # It is alive, and will read on once it has room again; what is leased stays so.
         raise BrokerUnavailable(f"{silence}: the broker reads nothing, it is {self.wire.blocked}")

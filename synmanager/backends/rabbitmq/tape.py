@@ -74,7 +74,7 @@ class Tape(Lane):
         self._is_gone = False
         self._is_no_stream = False
         self.has_any = False
-        super().__init__(link)
+        super().__init__(link, is_aside=True)
 
     @property
     def is_over(self) -> bool:
