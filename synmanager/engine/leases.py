@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 
@@ -16,11 +17,15 @@ __all__ = ["LeaseKeeper"]
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two looks at a lease that lasts as long as its connection.
+_LOOK = 0.5
+
 
 class LeaseKeeper:
     """Renews the leases of running jobs, from one thread beside the callbacks.
 
-    Three renewals fit in a lease, so that one lost on the way does no harm.
+    Three renewals fit in a lease, so that one lost on the way does no harm. A lease that ends with
+    its connection is another's at once, and so is looked at more often: that asks nobody.
     """
 
     def __init__(self, session: Session, lease: float) -> None:
@@ -73,15 +78,19 @@ class LeaseKeeper:
                 self._thread.start()
 
     def _run(self, closing: threading.Event) -> None:
-        while not closing.wait(self._interval):
-            self._renew_all()
+        is_timed = self._session.backend.features.timed_lease
+        looks = 1 if is_timed else max(round(self._interval / _LOOK), 1)
+        for number in itertools.count(1):
+            if closing.wait(self._interval / looks):
+                return
+            self._renew_all(told=number % looks == 0)
 
-    def _renew_all(self) -> None:
+    def _renew_all(self, *, told: bool = True) -> None:
         for delivery, job in tuple(self._held.items()):
             if not delivery.settled:
-                self._renew(delivery, job)
+                self._renew(delivery, job, told=told)
 
-    def _renew(self, delivery: Delivery, job: Job) -> None:
+    def _renew(self, delivery: Delivery, job: Job, *, told: bool) -> None:
         # Longer than until the next renewal nobody waits: there are other jobs.
         clock = self._session.backend.clock
         until = clock.now() + self._interval
@@ -92,7 +101,7 @@ class LeaseKeeper:
                 endless=True,
                 called_off=lambda: self._closing.is_set() or clock.now() > until,
             )
-            if job.reporter is not None:
+            if told and job.reporter is not None:
                 job.reporter.renewed()
         except Exception as error:
             # Whatever it is, a thread that ended would lose the lease of every job.

@@ -25,6 +25,8 @@ from wire import Wire
 from synmanager.backends import Delivery, ExchangeSpec, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.backends.rabbitmq.lane import Lane
+from synmanager.engine.leases import LeaseKeeper
+from synmanager.engine.session import Session
 from synmanager.errors import (
     BrokerUnavailable,
     LeaseLost,
@@ -34,7 +36,8 @@ from synmanager.errors import (
     Unroutable,
     Unsupported,
 )
-from synmanager.message import Message, encode
+from synmanager.job import Job
+from synmanager.message import Message, Rank, encode
 from synmanager.settings import parse_url
 
 
@@ -182,6 +185,55 @@ def test_what_is_said_about_a_queue_ends_nothing(client: RabbitMQBackend, spec: 
         client.count("nowhere")
     assert client.is_open
     publish(client, spec)
+
+
+@pytest.mark.parametrize("call", ["record", "replay", "replay on"])
+def test_a_journal_that_does_not_answer_costs_no_job_its_lease(
+    wire: Wire, client: RabbitMQBackend, spec: QueueSpec, plain: Any, call: str
+) -> None:
+    """As when its stream's leader is gone: the connection is alive, and a job hangs on it."""
+    log = f"test-{uuid4().hex}"
+    client.record(log, [b"1"])
+    (first,) = client.replay(log)
+    publish(client, spec)
+    held = take(client, spec)
+    calls: dict[str, Callable[[], object]] = {
+        "record": lambda: client.record(log, [b"2"]),
+        "replay": lambda: client.replay(log),
+        "replay on": lambda: client.replay(log, first.position),
+    }
+    link = client._link
+    assert link is not None
+    link.timeout, patience = 0.5, link.timeout
+    wire.hold_replies()
+    with pytest.raises(BrokerUnavailable, match="no answer"):
+        calls[call]()
+    assert client.is_open
+    link.timeout = patience
+    wire.release_replies()
+    client.record(log, [b"3"])
+    assert client.replay(log, first.position)[-1].data == b"3"
+    client.ack(held)
+    assert client._link is link
+    assert client.count(spec.name).ready == 0
+    plain.queue_delete(f"synmanager.journal.{log}")
+
+
+def test_a_running_job_hears_soon_that_it_is_another_s(
+    wire: Wire, client: RabbitMQBackend, spec: QueueSpec
+) -> None:
+    """The broker hands it out again at once; a third of a lease would be long to go on for."""
+    session = Session(client)
+    session.open(spec)
+    publish(client, spec)
+    held = take(client, spec)
+    job = Job(held.message.id, "train", Rank.NORMAL, 1, None)
+    keeper = LeaseKeeper(session, lease=600.0)
+    keeper.keep(held, job)
+    wire.cut()
+    until(lambda: job.lease_lost, "it is told")
+    session.close()
+    keeper.close()
 
 
 class TestWhatIsNotAccepted:
