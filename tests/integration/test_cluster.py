@@ -17,7 +17,7 @@ from cluster import NODES, QUEUE, Cluster
 from conftest import AMQP_URL, Brokers
 from threads import in_thread, until
 
-from synmanager import Worker
+from synmanager import Worker, current_job
 from synmanager.backends import DeadLetter
 from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.cli import main
@@ -58,11 +58,18 @@ def cluster(docker: str, request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 
 class Traffic:
-    """A Director that submits without a pause, and workers that run what it submits."""
+    """A Director that submits without a pause, and workers that run what it submits.
+
+    Some jobs, whose numbers are below zero, run until the trouble is over.
+    """
 
     def __init__(self, url: str, workers: int) -> None:
         self.confirmed = 0
         self.ran: Counter[int] = Counter()
+        self.at_once: set[int] = set()  # which ran here and there in the same moment
+        self.is_past = threading.Event()
+        self._long = range(0)
+        self._running: Counter[int] = Counter()
         self.gap = 0.0  # seconds, the longest without a job
         self._last: float | None = None
         self._url = url
@@ -76,6 +83,16 @@ class Traffic:
             self.gap = max(self.gap, now - (self._last or now))
             self._last = now
             self.ran[number] += 1
+            if self._running[number]:
+                self.at_once.add(number)
+            self._running[number] += 1
+        try:
+            if number < 0:
+                while not self.is_past.wait(0.1):
+                    current_job().check()
+        finally:
+            with self._lock:
+                self._running[number] -= 1
 
     def _submit(self) -> None:
         try:
@@ -98,17 +115,27 @@ class Traffic:
         for join in self._joins:
             join()
 
+    def begin_long(self, jobs: int) -> None:
+        """Submit jobs that are longer than the trouble, and wait until they run."""
+        self._long = range(-jobs, 0)
+        with TrainProducerOperator(url=self._url) as producer:
+            producer.submit_many([{"number": number} for number in self._long], priority="high")
+        until(lambda: self.ran.keys() >= {*self._long}, "the long ones run")
+
     def flows(self, jobs: int) -> None:
         """Wait until so many more have run."""
         before = len(self.ran)
         until(lambda: len(self.ran) >= before + jobs, f"{jobs} more jobs have run", LONG)
 
     def settle(self) -> None:
-        """Submit no more, and wait until all that was confirmed has run."""
+        """Submit no more, let the long ones end, and wait until all that was confirmed has run."""
         self._over.set()
+        self.is_past.set()
         until(self._ended.is_set, "the last job is confirmed", 60)
         self._joins.pop(0)()
-        until(lambda: len(self.ran) >= self.confirmed, "all confirmed jobs have run", LONG)
+        all_of_them = self.confirmed + len(self._long)
+        until(lambda: len(self.ran) >= all_of_them, "all confirmed jobs have run", LONG)
+        until(lambda: not any(self._running.values()), "all of them have ended")
 
 
 def without(
@@ -180,13 +207,18 @@ def test_a_node_is_lost(
         with TrainProducerOperator(url=cluster.url):
             pass  # nobody has made the queue yet, perhaps
         client.purge(QUEUE)
-        traffic = stack.enter_context(Traffic(cluster.url, workers=3))
+        traffic = stack.enter_context(Traffic(cluster.url, workers=6))
+        traffic.begin_long(3)
         traffic.flows(100)
         traffic.gap = 0.0
         trouble(cluster, traffic)
         traffic.settle()
     twice = [number for number, times in traffic.ran.items() if times > 1]
-    figures = f"{traffic.confirmed} jobs, {len(twice)} twice, {traffic.gap:.1f} s without any"
+    figures = (
+        f"{traffic.confirmed} jobs, {len(twice)} twice, {len(traffic.at_once)} of them at once, "
+        f"{sum(traffic.ran[number] > 1 for number in range(-3, 0))} of 3 long ones again, "
+        f"{traffic.gap:.1f} s without any"
+    )
     record_property("measured", figures)
     print(f"{trouble.__name__}: {figures}")
     assert set(traffic.ran) >= set(range(traffic.confirmed))  # nothing confirmed is lost
