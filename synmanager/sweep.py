@@ -16,12 +16,14 @@ from synmanager.engine.session import Session
 from synmanager.errors import InvalidJob, SynmanagerError
 from synmanager.journal.events import (
     EVENTS,
+    MALFORMED,
     MARKS,
     SWEEP,
     SWEEPS,
     Event,
     chunks,
     micro,
+    moment,
     source,
     write,
 )
@@ -370,20 +372,21 @@ class Sweep:
                     self._job(kind, data)
             elif area == "action" and kind == "purge_queue":
                 self._purge(event)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return  # anybody may write into a log
+        except MALFORMED:
+            return
 
     def _hear(self, kind: str, data: Mapping[str, Any]) -> None:
         if kind == "begun" and self._phase is None:
-            self._phase = PHASES[data["phase"]]
-            self.total, self.submitted_at = int(data["total"]), float(data["submitted_at"])
+            phase, total, at = PHASES[data["phase"]], int(data["total"]), data["submitted_at"]
+            if moment(at) is not None:
+                self._phase, self.total, self.submitted_at = phase, total, at
         elif kind == "submitted":
             self._is_complete = True
         elif kind == "taken":
             self._taken.update(map(str, data["ids"]))
 
     def _submitted(self, data: Mapping[str, Any]) -> None:
-        at = micro(float(data["submitted_at"]))
+        at = micro(moment(data["submitted_at"]))
         for job_id in map(str, data["ids"]):
             known = self._states.get(job_id)
             if known is not None and known[0] < at:  # once more
@@ -392,7 +395,7 @@ class Sweep:
                 self._purged.discard(job_id)
 
     def _job(self, kind: str, data: Mapping[str, Any]) -> None:
-        job_id, at = str(data["id"]), micro(data["submitted_at"])
+        job_id, at = str(data["id"]), micro(moment(data["submitted_at"]))
         if kind == "part":
             key, begin = (job_id, str(data["name"])), int(data["begin"])
             if begin == 0 or begin == len(self._parts.get(key, "")):
@@ -412,14 +415,15 @@ class Sweep:
             before_state == state or before_state in ("succeeded", "cancelled")
         ):
             return  # it ran, or was told, twice
-        self._set(job_id, at, state)
         if state not in ENDED:
+            self._set(job_id, at, state)
             self._ready.pop(job_id, None)
         else:
+            end, rank = self._end(job_id, state, data), str(data["rank"])  # if it can be read
+            self._set(job_id, at, state)
             if before_state == "dead":
                 self._taken.discard(job_id)
-            self._ends[job_id] = self._end(job_id, state, data)
-            self._ranks[job_id] = str(data["rank"])
+            self._ends[job_id], self._ranks[job_id] = end, rank
             self._ready[job_id] = None
 
     def _purge(self, event: Event) -> None:

@@ -22,7 +22,7 @@ from synmanager.journal.events import (
     Event,
     micro,
     plain,
-    read,
+    read_to,
     write,
 )
 from synmanager.journal.marks import PATIENCE, Looker, saved_mark
@@ -290,6 +290,12 @@ class Report:
             return None
         found: Any = None
         needle = json.dumps(key).encode()
+
+        def take(event: Event) -> None:
+            nonlocal found
+            if event.data.get("key") == key:
+                found = json.loads(event.data["state"])
+
         position: str | float = since - 1.0  # whatever the clocks of two servers say
         while True:
             entries = desk.session.call(partial(_checkpoints, after=position))
@@ -298,9 +304,7 @@ class Report:
             position = entries[-1].position
             for entry in entries:
                 if needle in entry.data:  # before the labour of reading it
-                    for event in read(entry.data):
-                        if event.data.get("key") == key:
-                            found = json.loads(event.data["state"])
+                    read_to(take, entry.data)
 
     def _require(self) -> None:
         if not self._desk.is_on:

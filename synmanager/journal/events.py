@@ -6,15 +6,20 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import count, islice
 from typing import Any
 
+from synmanager.interrupts import is_from_handler
+from synmanager.text import shown
+
 __all__ = [
     "CHECKPOINTS",
     "EVENTS",
+    "MALFORMED",
     "MARKS",
     "PLACES",
     "PREFIX",
@@ -22,10 +27,14 @@ __all__ = [
     "SWEEP",
     "SWEEPS",
     "Event",
+    "attempt_of",
     "chunks",
     "micro",
+    "moment",
+    "number",
     "plain",
     "read",
+    "read_to",
     "source",
     "together",
     "write",
@@ -55,6 +64,18 @@ _EVENTS, _ENTRY = 100, 64 * 1024
 
 #: Characters of a text, and number of figures, that are kept of what a job says of itself.
 _TEXT, _FIGURES = 500, 50
+
+#: Seconds since the epoch, of the year 5138: what comes later is no time.
+_LATEST = 1e11
+
+#: Attempts, of which no job has more.
+_MOST_ATTEMPTS = 1_000_000
+
+#: What an event raises in whoever takes it in, if it is not as those that are written here:
+#: anybody may write into a log.
+MALFORMED = (
+    LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
 
 _numbers = count(1)
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=repr).encode
@@ -137,8 +158,8 @@ def read(data: bytes) -> list[Event]:
     """The events of an entry, without what is nothing of ours, or of a later version's."""
     try:
         found = json.loads(data)
-    except (ValueError, RecursionError):
-        return []  # anybody may write into a log
+    except MALFORMED:
+        return []
     each = map(_event, found if isinstance(found, list) else [found])
     return [event for event in each if event is not None]
 
@@ -156,8 +177,66 @@ def _event(found: Any) -> Event | None:
             content,
             whole=found,
         )
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    except (*MALFORMED, OSError):  # which a time can be that no clock shows
         return None
+
+
+def read_to(take: Callable[[Event], object], data: bytes) -> None:
+    """Hand on the events of an entry, and pass over those that whoever takes them cannot digest.
+
+    All who follow a log read by it: an entry that one could not get past would be its last.
+    """
+    for event in read(data):
+        try:
+            take(event)
+        except Exception as error:
+            if is_from_handler(error):
+                raise
+            _pass_over(event, error)
+
+
+def _pass_over(event: Event, error: Exception) -> None:
+    kind = type(error).__name__
+    if kind not in _passed_over:
+        _passed_over.add(kind)
+        logger.warning(
+            "an event of the journal cannot be made sense of and is passed over: %s by %s, %s: %s "
+            "(said once for each error)",
+            shown(event.type, 100),
+            shown(event.source, 100),
+            kind,
+            shown(error, 200),
+            exc_info=logger.isEnabledFor(logging.DEBUG),
+        )
+
+
+#: The types of the errors that were said.
+_passed_over: set[str] = set()
+
+
+def number(value: object) -> float | None:
+    """What an event has for a number, if it can be reckoned with: JSON knows any length."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return value if -sys.float_info.max <= value <= sys.float_info.max else None
+
+
+def moment(value: object) -> float | None:
+    """What an event has for a time, seconds since the epoch, if it can be one."""
+    found = number(value)
+    return float(found) if found is not None and 0 <= found < _LATEST else None
+
+
+def attempt_of(data: Mapping[str, Any]) -> int:
+    """Which attempt of a job an event is of.
+
+    Raises:
+        one of MALFORMED: it does not say.
+    """
+    attempt = int(data["attempt"])
+    if not 0 <= attempt <= _MOST_ATTEMPTS:
+        raise ValueError(f"no attempt has the number {shown(attempt, 30)}")
+    return attempt
 
 
 def micro(seconds: float | None) -> int:

@@ -14,7 +14,17 @@ from synmanager.backends.base import Entry, QueueBackend
 from synmanager.engine.outcomes import End, after_failure, after_return
 from synmanager.engine.session import Session
 from synmanager.errors import Undecodable
-from synmanager.journal.events import EVENTS, PLACES, Event, read, source, write
+from synmanager.journal.events import (
+    EVENTS,
+    MALFORMED,
+    PLACES,
+    Event,
+    attempt_of,
+    moment,
+    read_to,
+    source,
+    write,
+)
 from synmanager.journal.recorder import FAREWELL, Recorder, Trouble, flush_all
 from synmanager.message import decode, new_id
 from synmanager.text import shown
@@ -248,10 +258,14 @@ class Failures:
                 return False
         entries = self._session.call(look, endless=True, called_off=called_off)
         failures: dict[str, Failure] = {}
-        for event in (event for entry in entries for event in read(entry.data)):
+
+        def take(event: Event) -> None:
             failure = self._failure_of(event)
             if failure is not None:
                 failures[_identity(event)] = failure
+
+        for entry in entries:
+            read_to(take, entry.data)
         if entries:
             self._after = entries[-1].position
             if failures or self._pending:
@@ -273,18 +287,18 @@ class Failures:
                 str(data["id"]),
                 str(data["phase"]),
                 str(data["rank"]),
-                int(data["attempt"]),
+                attempt_of(data),
                 str(data.get("reason", "")),
                 str(data.get("traceback", "")),
                 event.time,
-                _seconds(data.get("submitted_at")),
-                _seconds(data.get("started_at")),
+                moment(data.get("submitted_at")),
+                moment(data.get("started_at")),
                 event.source,
                 data["sweep"] if isinstance(data.get("sweep"), str) else None,
                 _parameters(data.get("job")),
             )
-        except (KeyError, TypeError, ValueError, OverflowError):
-            return None  # anybody may write into a log
+        except MALFORMED:
+            return None
         self._seen[identity] = None  # an event may be recorded twice
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
@@ -310,14 +324,18 @@ class Failures:
         """The place that was kept."""
         found: _Place | None = None
         position: str | float = 0.0
+
+        def take(event: Event) -> None:
+            nonlocal found
+            if event.type == "archive.place" and event.subject == self._name:
+                found = _place(event.data)
+
         while self._name is not None and (
             entries := backend.replay(PLACES, position, limit=_LIMIT)
         ):
             position = entries[-1].position
             for entry in entries:
-                for event in read(entry.data):
-                    if event.type == "archive.place" and event.subject == self._name:
-                        found = _place(event.data)
+                read_to(take, entry.data)
         return found
 
     def _note(self, place: _Place) -> None:
@@ -338,7 +356,9 @@ class Failures:
 
 def _place(data: Mapping[str, Any]) -> _Place | None:
     position = data.get("position")
-    if not isinstance(position, str | float):
+    if not isinstance(position, str):
+        position = moment(position)
+    if position is None:
         return None
     return _Place(position, str(data.get("last", "")))
 
@@ -353,10 +373,6 @@ def _end(backend: QueueBackend) -> _Place:
     while entries := backend.replay(EVENTS, position, limit=_LIMIT):
         position = entries[-1].position
     return _Place(position)
-
-
-def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _parameters(text: Any) -> dict[str, Any] | None:

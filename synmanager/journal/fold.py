@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from synmanager.journal.events import SIGN, Event, micro
+from synmanager.journal.events import MALFORMED, SIGN, Event, attempt_of, micro, moment, number
 
 __all__ = ["ENDED", "Fold", "Progress", "State", "WorkerState"]
 
@@ -20,9 +20,6 @@ _SILENCE, _OF_AGE = 3 * SIGN, 0.05
 
 #: Jobs whose end is remembered one by one, the oldest are only counted; jobs in all; workers.
 _MOST_ENDED, _MOST, _MOST_WORKERS = 10_000, 1_000_000, 10_000
-
-#: Seconds since the epoch, of the year 5138: what comes later is no time.
-_LATEST = 1e11
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class State:
         if not told.done or told.total is None or told.done < 0:
             return None
         pace = (told.at - self.started_at) / told.done
-        return told.at + pace * max(told.total - told.done, 0.0)
+        return moment(told.at + pace * max(told.total - told.done, 0.0))
 
 
 @dataclass
@@ -151,8 +148,8 @@ class Fold:
                 self._job(event, kind)
             elif area == "action":
                 self._action(event, kind)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            return  # anybody may write into a log
+        except MALFORMED:
+            return
 
     def get(self, job_id: str, phase: str | None = None) -> State | None:
         """A job as it is; without a phase, where its id was submitted last."""
@@ -174,14 +171,18 @@ class Fold:
                     or (job.state in ("delayed", "retrying") and data.get("delayed") is True)
                 )
             ]
-        number, ids = _number(data.get("number")), data.get("ids")
-        if number is None or not (kind == "redrive" or (kind == "edit" and data.get("redriven"))):
+        most, ids = number(data.get("number")), data.get("ids")
+        if (
+            most is None
+            or most < 0
+            or not (kind == "redrive" or (kind == "edit" and data.get("redriven")))
+        ):
             return []
         if isinstance(ids, list) and ids:
             keys = [(str(queue), str(job_id)) for job_id in ids]
             return [key for key in keys if self._had_died(key, event.time)]
         dead = [key for key in self._ended if key[0] == queue and self._had_died(key, event.time)]
-        return dead[: int(number)]  # the oldest
+        return dead[: int(most)]  # the oldest
 
     def _had_died(self, key: tuple[str, str], at: float) -> bool:
         job = self.jobs.get(key)
@@ -203,9 +204,11 @@ class Fold:
 
     def _submitted(self, event: Event) -> None:
         data = event.data
-        phase, at, delay = str(data["phase"]), _moment(data["submitted_at"]), float(data["delay"])
+        phase, rank, at = str(data["phase"]), str(data["rank"]), moment(data["submitted_at"])
+        delay = float(data["delay"])
         if at is None:
             return
+        due_at = moment(at + delay)
         for job_id in data["ids"]:
             if data.get("repeats"):  # some were there already, and nobody knows which
                 known = self.jobs.get((phase, str(job_id)))
@@ -214,10 +217,9 @@ class Fold:
             job = self._current(phase, str(job_id), at)
             if job is None or job.attempt:  # older than what is known, or it runs already
                 continue
-            job.rank = str(data["rank"])
-            job.sweep = _text(data.get("sweep"))
-            if delay > 0 and job.state == "queued":
-                job.state, job.due_at = "delayed", at + delay
+            job.rank, job.sweep = rank, _text(data.get("sweep"))
+            if delay > 0 and due_at is not None and job.state == "queued":
+                job.state, job.due_at = "delayed", due_at
 
     def _job(self, event: Event, kind: str) -> None:
         data = event.data
@@ -229,10 +231,10 @@ class Fold:
                 job.reason = "deleted from its queue"
                 self._end(job, "cancelled", event)
             return
-        job = self._current(str(data["phase"]), str(data["id"]), _moment(data.get("submitted_at")))
+        attempt, rank = attempt_of(data), str(data.get("rank", "normal"))
+        job = self._current(str(data["phase"]), str(data["id"]), moment(data.get("submitted_at")))
         if job is None:
             return
-        attempt = int(data["attempt"])
         if kind in ("progress", "renewed", "checkpoint"):
             if job.ended or attempt < job.attempt:
                 return
@@ -241,13 +243,13 @@ class Fold:
             if kind == "progress":
                 told = data
                 job.progress = Progress(
-                    _number(told["done"]), _number(told["total"]), _text(told["text"]),
+                    number(told["done"]), number(told["total"]), _text(told["text"]),
                     dict(told["figures"]), event.time,
                 )  # fmt: skip
             if job.state != "running":  # what said that it began is no longer kept
                 self._runs(job, event)
             return
-        job.rank, job.attempt = str(data["rank"]), attempt
+        job.rank, job.attempt = rank, attempt
         job.sweep = _text(data.get("sweep")) or job.sweep
         if kind == "started":
             job.started_at, job.finished_at, job.progress = event.time, None, None
@@ -270,7 +272,7 @@ class Fold:
     def _left(self, job: State, event: Event, kind: str) -> None:
         data, key = event.data, (job.phase, job.id)
         job.worker, job.renewed_at = event.source, event.time
-        job.started_at = _moment(data.get("started_at")) or job.started_at
+        job.started_at = moment(data.get("started_at")) or job.started_at
         job.reason, job.traceback = _text(data.get("reason")), _text(data.get("traceback")) or None
         job.due_at = None
         worker = self._of(event)
@@ -279,7 +281,7 @@ class Fold:
         if kind in ("retried", "given_back"):
             self._ended.pop(key, None)
             job.state = "retrying" if kind == "retried" else "queued"
-            job.due_at = _moment(data.get("due_at")) if kind == "retried" else None
+            job.due_at = moment(data.get("due_at")) if kind == "retried" else None
             return
         self._end(job, "dead" if kind == "died" else kind, event)
 
@@ -336,7 +338,7 @@ class Fold:
         if worker is None:
             host, _, rest = event.source.partition("/")
             pid = rest.partition("/")[0]
-            worker = WorkerState(event.source, host, int(pid) if pid.isdigit() else 0)
+            worker = WorkerState(event.source, host, int(pid) if pid.isdecimal() else 0)
             self.workers[event.source] = worker
             if len(self.workers) > _MOST_WORKERS:
                 self.workers.popitem(last=False)
@@ -351,15 +353,5 @@ def at_time(job: State, now: float) -> State:
     return replace(job)
 
 
-def _moment(value: object) -> float | None:
-    """A time, in seconds since the epoch, that can be one."""
-    number = _number(value)
-    return number if number is not None and 0 <= number < _LATEST else None
-
-
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -6,12 +6,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 
 from synmanager.backends.base import QueueBackend
 from synmanager.errors import BrokerUnavailable
 from synmanager.journal.aide import Aide
-from synmanager.journal.events import MARKS, SWEEP, Event, micro, read, write
+from synmanager.journal.events import MALFORMED, MARKS, SWEEP, Event, micro, moment, read_to, write
 from synmanager.journal.recorder import Trouble
 from synmanager.message import Message
 from synmanager.phases import WORK_PHASES
@@ -49,9 +50,6 @@ _WAITS = 2.0
 #: After which part of the journal's age a pause is repeated by who obeys it, lest it be forgotten,
 #: and seconds after which it is at the latest.
 _OF_AGE, _REPEATED = 1 / 4, 3600.0
-
-#: Seconds since the epoch, of the year 5138: what comes later is no time.
-_LATEST = 1e11
 
 #: Looks in a row that took longer, after which no job waits for one for a while.
 _TOO_SLOW = 3
@@ -133,8 +131,7 @@ class Marks:
         while True:
             entries = backend.replay(MARKS, self._position)
             for entry in entries:
-                for event in read(entry.data):
-                    self._note(event, entry.recorded_at)
+                read_to(partial(self._note, recorded_at=entry.recorded_at), entry.data)
             if not entries:
                 return
             self._position = entries[-1].position
@@ -185,7 +182,7 @@ class Marks:
                 self._saved.setdefault(data["key"], recorded_at)
                 _bound(self._saved)
             elif event.type == "mark.cancel":
-                until = micro(float(data["until"]))
+                until = micro(_time(data["until"]))
                 for key in data.get("ids", ()):
                     self._cancelled[key] = max(until, self._cancelled.get(key, until))
                 if "sweep" in data:
@@ -194,23 +191,28 @@ class Marks:
                 _bound(self._sweeps)
             elif event.type in ("mark.pause", "mark.resume") and data["phase"] in WORK_PHASES:
                 self._note_pause(event, data["phase"], recorded_at)
-        except (KeyError, TypeError, ValueError):
-            return  # not one of ours
+        except MALFORMED:
+            return
 
     def _note_pause(self, event: Event, phase: str, recorded_at: float) -> None:
         data = event.data
         if event.type == "mark.resume":
-            until = float(data["until"])
-            if until < _LATEST:
-                self._resumed[phase] = max(until, self.resumed_until(phase))
-        elif self.resumed_until(phase) < float(data["since"]) < _LATEST:
-            pause = Pause(phase, float(data["since"]), str(data["who"]))
+            self._resumed[phase] = max(_time(data["until"]), self.resumed_until(phase))
+        elif self.resumed_until(phase) < _time(data["since"]):
+            pause = Pause(phase, _time(data["since"]), str(data["who"]))
             known = self._pauses.get(phase)
             if known is None or known[0].since <= pause.since:
                 self._pauses[phase] = (pause, recorded_at)
         known = self._pauses.get(phase)
         if known is not None and known[0].since <= self.resumed_until(phase):
             del self._pauses[phase]
+
+
+def _time(value: object) -> float:
+    found = moment(value)
+    if found is None:
+        raise ValueError(f"{shown(value, 30)} is no time")
+    return found
 
 
 def _bound(kept: OrderedDict[str, int] | OrderedDict[str, float]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from synmanager.backends.base import QueueBackend
 from synmanager.engine.session import Session
 from synmanager.errors import Unsupported
-from synmanager.journal.events import EVENTS, Event, read
+from synmanager.journal.events import EVENTS, Event, read_to
 from synmanager.journal.recorder import flush_all
 
 __all__ = ["Reader"]
@@ -28,7 +28,8 @@ class Reader:
     """Reads on, whenever it is asked to; nothing happens in between.
 
     Args:
-        take: gets each event once, in order, but for those that were recorded twice.
+        take: gets each event once, in order, but for those that were recorded twice. One that it
+            raises at is passed over.
         after: seconds since the epoch, before which nothing is of interest.
 
     Raises:
@@ -75,7 +76,6 @@ class Reader:
 
         found = self._session.call(replay)
         for position, data in found:
-            for event in read(data):
-                self._take(event)
+            read_to(self._take, data)
             self._position = position
         return bool(found)

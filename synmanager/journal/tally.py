@@ -6,15 +6,14 @@ phases, running jobs and workers, however many jobs wait.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from synmanager.journal.events import Event, micro
+from synmanager.journal.events import MALFORMED, Event, attempt_of, micro, moment, number
 from synmanager.journal.fold import ENDED, Fold, State
 
 __all__ = ["BOUNDS", "OTHER", "OUTCOMES", "RANKS", "Durations", "Tally"]
@@ -147,8 +146,8 @@ class Tally:
             keys = list(_keys(event)) if area == "job" else []
             if area == "action":
                 keys = self.fold.touched(event)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            keys = []  # anybody may write into a log
+        except MALFORMED:
+            keys = []
         before = [_look(self.fold.jobs.get(key)) for key in keys]
         self.fold.apply(event)
         for key, known in zip(keys, before, strict=True):
@@ -158,7 +157,7 @@ class Tally:
                     self._count(event, kind, key, known, job)
                 elif job is not None and job.state == "cancelled":
                     self.ended[self._phase(key[0]), "cancelled"] += 1
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except MALFORMED:
                 pass
             self._move(key, job, event)
 
@@ -220,15 +219,15 @@ class Tally:
         is_step = kind in _ENDS or kind == "started"
         if before is not None and is_step and before[2:4] == (event.source, event.time):
             return  # it was recorded twice
-        if kind == "renewed" and _number(data.get("late")) is not None:
+        if kind == "renewed" and number(data.get("late")) is not None:
             self.late[phase] += 1
         if kind == "deleted":
             attempt, began = job.attempt, None
         else:
-            attempt = int(data["attempt"])
+            attempt = attempt_of(data)
             if before is not None and before.state not in ENDED and attempt < before.attempt:
                 return
-            began = event.time if kind == "started" else _number(data.get("started_at"))
+            began = event.time if kind == "started" else moment(data.get("started_at"))
         if before is not None and before.state == "running":
             if is_step and (attempt > before.attempt or event.source != before.worker):
                 self.lost[phase] += max(1, attempt - before.attempt)
@@ -255,7 +254,7 @@ class Tally:
         if place is not None:
             since: float | None = place.since
         elif attempt <= 1:  # that it was submitted is told later, or no longer
-            since = _number(event.data.get("submitted_at"))
+            since = moment(event.data.get("submitted_at"))
         else:
             since = None
         if since is None:
@@ -277,9 +276,9 @@ class Tally:
                 self._running.add(key)
             return
         rank = job.rank if job.rank in RANKS else OTHER
-        due, phase = _number(job.due_at), self._phase(key[0])
-        if job.state in ("delayed", "retrying") and due is not None:
-            place = _Place(phase, rank, False, due)
+        phase = self._phase(key[0])
+        if job.state in ("delayed", "retrying") and job.due_at is not None:
+            place = _Place(phase, rank, False, job.due_at)
         elif old is not None and old.is_ready and old.rank == rank:
             place = old
         else:
@@ -344,9 +343,3 @@ def _look(job: State | None) -> _Before | None:
     if job is None:
         return None
     return _Before(job.state, job.attempt, job.worker, job.renewed_at, job.submitted_at)
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
