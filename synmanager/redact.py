@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["HIDDEN", "hidden", "hidden_in_text", "restored"]
@@ -11,19 +12,55 @@ __all__ = ["HIDDEN", "hidden", "hidden_in_text", "restored"]
 #: What stands for a secret.
 HIDDEN = "(hidden)"
 
-_NAMES = (
-    r"pass(?:wor[dt]|wd|phrase|code)?|pwd|pin|secrets?|tokens?|api[-_]?keys?|access[-_]?keys?"
-    r"|private[-_]?keys?|credentials?|auth(?:orization)?|bearer|cookies?|jwt|signature"
+#: Words of a name that make it one of a secret: "db_password", "authToken" and "JWTSecret" are,
+#: "tokenizer", "passes" and "tokens", of which there are 512, are not.
+_ALONE = frozenset((
+    "pass", "passcode", "passcodes", "passkey", "passkeys", "pwd", "pin", "pincode", "secret",
+    "secrets", "token", "credential", "credentials", "cred", "creds", "auth", "oauth",
+    "authorization", "bearer", "cookie", "cookies", "jwt", "otp", "totp", "signature",
+))  # fmt: skip
+
+#: Wherever it stands in a word, as in "mypasswords".
+_WITHIN = re.compile(r"passw(?:or)?d|passphrase|secrets?$")
+
+#: Two words that are one only together, also where nothing separates them: a key may open
+#: something, or belong to a value; tokens may be of a login, or of a text.
+_TOGETHER = frozenset(
+    before + after
+    for befores, afters in (
+        ("access account aes api app auth decryption deploy encryption gpg hmac host master pgp "
+         "private rsa sas secret service session shared signing ssh storage", "key keys"),
+        ("access api app auth bearer bot client csrf id oauth private refresh secret session user "
+         "xsrf", "token tokens"),
+        ("account admin amqp app client db email ftp http https ldap login mail mongo mq my mysql "
+         "pg postgres proxy rabbitmq redis root server smtp sql ssh sudo user", "pass pwd"),
+        ("session", "id ids"),
+        ("connection", "string strings"),
+    )
+    for before in befores.split()
+    for after in afters.split()
+)  # fmt: skip
+
+_RUN = re.compile(r"[A-Za-z]+")
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+
+# What is named in prose, in code and in their quotes, as far as to its value.
+_NAMED = re.compile(
+    r"""(?<![A-Za-z0-9_-])(?:([A-Za-z]+)[ ])?([A-Za-z0-9_-]+)\\*["']?\s*[:=]+>?\s*"""
 )
+_OPTION = re.compile(r"""(?<![A-Za-z0-9_-])()--([A-Za-z][A-Za-z0-9_-]*)["']?,?\s+(?!-)""")
 
-# As words of a name: "db_password" and "authToken" are secret, "tokenizer" and "passes" are not.
-_SECRET = re.compile(rf"(?:^|[^a-z])(?:{_NAMES})(?:$|[^a-z])", re.IGNORECASE)
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-
-_IN_TEXT = re.compile(
-    rf"""((?:^|(?<=[^a-zA-Z])|(?<=_))(?:{_NAMES})["']?\s*[:=]\s*(?:bearer\s+)?)"""
-    r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s,;&}}\])]+)""",
+_QUOTED = (  # to the line's end, if the other quote was cut off
+    r"""\w{0,2}"(?:[^"\\]|\\.)*"|\w{0,2}'(?:[^'\\]|\\.)*'|\\+"[^"]*"|\\+'[^']*'|\w{0,2}["'][^\n]*"""
+)
+_BARE = r"""[^\s,;&}\])]+"""
+_VALUE = re.compile(
+    rf"""{re.escape(HIDDEN)}|(?:digest|aws4-hmac-sha256)\s[^\r\n]*"""
+    rf"""|(?:(?:basic|bearer|negotiate|ntlm|token|apikey)\s+)?(?:{_QUOTED}|{_BARE})""",
     re.IGNORECASE,
+)
+_COOKIES = re.compile(
+    rf"""{re.escape(HIDDEN)}|{_QUOTED}|{_BARE}(?:;\s*[^\s=;,'"]+(?:=[^\s;,'"]*)?)*"""
 )
 _IN_URL = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(@)")
 
@@ -32,7 +69,12 @@ _DEEPEST = 50
 
 
 def is_secret(name: str) -> bool:
-    return _SECRET.search(_HUMP.sub("_", name)) is not None
+    """Whether a name, split at its humps, digits and separators, is that of a secret."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    whole = [run.lower() for run in _RUN.findall(name)]  # "APIkey" has its hump elsewhere
+    return any(
+        word in _ALONE or word in _TOGETHER or _WITHIN.search(word) for word in (*words, *whole)
+    ) or any(before + after in _TOGETHER for before, after in pairwise(words))
 
 
 def hidden(value: Any, depth: int = 0) -> Any:
@@ -50,8 +92,27 @@ def hidden(value: Any, depth: int = 0) -> Any:
 
 
 def hidden_in_text(text: str) -> str:
-    """Prose, such as an error, without what looks like a secret."""
-    return _IN_URL.sub(rf"\g<1>{HIDDEN}\g<2>", _IN_TEXT.sub(rf"\g<1>{HIDDEN}", text))
+    """Prose, such as an error, without what looks like a secret; once more changes nothing."""
+    for named in (_NAMED, _OPTION):
+        text = "".join(_without_values(text, named))
+    return _IN_URL.sub(rf"\g<1>{HIDDEN}\g<2>", text)
+
+
+def _without_values(text: str, named: re.Pattern[str]) -> Iterator[str]:
+    """What of a text stays, and what stands for the rest."""
+    begin = 0
+    for found in named.finditer(text):
+        before, name = found.groups("")
+        if found.start(2) < begin or not (
+            is_secret(name) or f"{before}{name}".lower() in _TOGETHER
+        ):
+            continue
+        kind = _COOKIES if "cookie" in name.lower() else _VALUE
+        value = kind.match(text, found.end())
+        if value is not None:
+            yield text[begin : value.start()] + HIDDEN
+            begin = value.end()
+    yield text[begin:]
 
 
 def restored(edited: Any, original: Any) -> Any:
