@@ -331,7 +331,8 @@ class Report:
         self._progress_due = now + max(_PROGRESS, age * _OF_AGE)
         self._renewal_due = now + max(_RENEWAL, age * _OF_AGE)  # it is a sign of life as well
         figures = plain(latest.pop("figures").items())
-        self._say("job.progress", is_progress=True, **plain(latest.items()), figures=figures)
+        told = hidden({**plain(latest.items()), "figures": figures})
+        self._say("job.progress", is_progress=True, **told)
 
     def _say(
         self,

@@ -826,3 +826,24 @@ def test_a_worker_that_runs_again_is_told_of_again(grid: Grid, jobs: Jobs) -> No
         job_id = grid.producer().submit({"run": run})
         assert worker.run(burst=True) == 1
         assert known(jobs.get(job_id)).state == "succeeded"
+
+
+def test_what_a_job_says_of_itself_is_told_without_secrets(grid: Grid) -> None:
+    def train(**_: Any) -> None:
+        the(current_job()).progress(
+            1,
+            total=2,
+            text="token=sesame, step 1",
+            password="sesame",
+            loss=0.5,
+            login="pin: sesame",
+        )
+
+    grid.producer().submit({})
+    grid.consumer().poll_message(train)
+    (event,) = (each for each in events(grid) if each.type == "job.progress")
+    assert (event.data["done"], event.data["total"]) == (1, 2)
+    assert event.data["text"] == "token=(hidden), step 1"
+    assert event.data["figures"] == {
+        "password": "(hidden)", "loss": 0.5, "login": "pin: (hidden)",
+    }  # fmt: skip
