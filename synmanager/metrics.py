@@ -31,7 +31,7 @@ from synmanager.phases import COMPLETED, PHASES
 __all__ = ["Collector", "Watched", "serve", "written"]
 
 #: What a worker that has not left can be.
-_WORKER_STATES = ("idle", "busy")
+_WORKER_STATES = ("idle", "busy", "leaving")
 
 
 #: Of which the journal tells all: of results on their way to an archive, it tells only deaths.

@@ -175,7 +175,10 @@ class Runner:
         """What :meth:`run` obeys: a ``with`` around it, and around what comes before."""
         thread = threading.get_ident()
         return Shutdown(
-            self._grace, lambda: thread in self._running, lambda: self._give_back(thread)
+            self._grace,
+            lambda: thread in self._running,
+            lambda: self._give_back(thread),
+            self._desk.stopping,
         )
 
     def run(

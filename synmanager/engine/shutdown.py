@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any
@@ -50,14 +51,20 @@ class Shutdown:
         grace: seconds.
         busy: whether a job is running.
         give_back: return the running job to its queue; called from another thread.
+        tell: say that the end was asked for while a job runs; called from that thread.
     """
 
     def __init__(
-        self, grace: float, busy: Callable[[], bool], give_back: Callable[[], None]
+        self,
+        grace: float,
+        busy: Callable[[], bool],
+        give_back: Callable[[], None],
+        tell: Callable[[], None],
     ) -> None:
         self._grace = grace
         self._busy = busy
         self._give_back = give_back
+        self._tell = tell
         self._thread = threading.get_ident()
         self.requested = False
         self.is_interruption = False
@@ -244,7 +251,11 @@ class Shutdown:
 
     def _say_what_is_waited_for(self) -> None:
         # Not by the handler: it may have interrupted whoever writes a line of the log.
-        if self._signal is None or self._around is not None or not self._busy():
+        if not (self.requested and self._busy()):
+            return
+        with suppress(Exception):  # the grace is enforced whatever comes of it
+            self._tell()
+        if self._signal is None or self._around is not None:
             return
         name = signal.Signals(self._signal).name
         again = "Ctrl-C again" if self._signal == signal.SIGINT else f"a second {name}"

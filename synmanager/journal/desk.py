@@ -125,6 +125,11 @@ class Desk:
             self.looker.ask()
         self._is_idle = True
 
+    def stopping(self) -> None:
+        """A loop was told to end, and does so after the job that it runs; from any thread."""
+        if not self.is_quiet:
+            self._say("worker.leaving", running=True)
+
     def leaving(self) -> None:
         """A loop ends."""
         if self.is_quiet:

@@ -95,9 +95,11 @@ class WorkerState:
     Attributes:
         id: host, process and which of its connections.
         host, pid, phases, tags, version: as it announced them.
-        state: ``idle``, ``busy`` or ``gone``.
+        state: ``idle``, ``busy``, ``leaving``, when it was told to stop and still runs a job, or
+            ``gone``.
         job: ``(phase, id)`` of what it runs.
-        since: for how long that is so, as seconds since the epoch.
+        since: for how long that is so, as seconds since the epoch; of one that is leaving, for how
+            long it has run its job.
         seen_at: when it said something last. Who waits does so every ten minutes.
     """
 
@@ -115,7 +117,7 @@ class WorkerState:
     def is_there(self, now: float) -> bool:
         """Whether it has not said goodbye, and was heard of lately."""
         silence = _SILENCE
-        if self.state == "busy":
+        if self.state in ("busy", "leaving"):
             silence = max(silence, (now - self.since) * _OF_AGE)
         return self.state != "gone" and now - self.seen_at < silence
 
@@ -276,7 +278,9 @@ class Fold:
         job.reason, job.traceback = _text(data.get("reason")), _text(data.get("traceback")) or None
         job.due_at = None
         worker = self._of(event)
-        if worker.state != "gone":
+        if worker.state == "leaving":
+            worker.job = None
+        elif worker.state != "gone":
             worker.state, worker.job, worker.since = "idle", None, event.time
         if kind in ("retried", "given_back"):
             self._ended.pop(key, None)
@@ -323,6 +327,10 @@ class Fold:
 
     def _worker(self, event: Event, kind: str) -> None:
         worker, data = self._of(event), event.data
+        if kind == "leaving" and data.get("running") is True:
+            if worker.state == "busy":  # else its job has ended by now
+                worker.state = "leaving"
+            return
         if kind == "up":
             worker.host, worker.pid = str(data["host"]), int(data["pid"])
             worker.phases = tuple(map(str, data["phases"]))

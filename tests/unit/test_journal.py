@@ -193,6 +193,44 @@ class TestStates:
         assert [job.state for job in map(known, jobs.wait([job_id]))] == ["succeeded"]
         assert jobs.workers() == []
 
+    def test_of_a_worker_that_leaves_after_its_job(self, grid: Grid, jobs: Jobs) -> None:
+        job_id = grid.producer().submit({})
+        held = Held(grid)
+        assert held.begun.wait(30)
+        until(lambda: bool(jobs.running()), "it is seen to run")
+        later = grid.producer().submit({})
+        held.worker.stop()
+        until(lambda: jobs.workers()[0].state == "leaving", "it is seen to leave")
+        (worker,) = jobs.workers()
+        assert worker.job == ("train", job_id)
+        assert known(jobs.get(job_id)).state == "running"
+        assert "no worker takes jobs of train" in jobs.why(later)
+        held.end()
+        assert [job.state for job in map(known, jobs.wait([job_id]))] == ["succeeded"]
+        assert jobs.workers() == []
+        assert types(grid)[-3:] == ["worker.leaving", "job.succeeded", "worker.leaving"]
+
+    def test_of_a_worker_that_is_told_to_stop_as_its_job_ends(self) -> None:
+        fold, day = Fold(), 86_400.0
+        about = {"id": "a", "phase": "train", "submitted_at": 1.0, "attempt": 1, "rank": "normal"}
+
+        def hear(kind: str, at: float, **data: Any) -> str:
+            fold.apply(Event(kind, "h/1/x", at, "", data))
+            return fold.workers["h/1/x"].state
+
+        assert hear("job.started", 0.0, **about) == "busy"
+        assert hear("worker.leaving", 10 * day, running=True) == "leaving"
+        assert fold.workers["h/1/x"].is_there(10.3 * day)  # the older a job, the less is said
+        assert hear("job.renewed", 11 * day, **about) == "leaving"
+        assert fold.workers["h/1/x"].job == ("train", "a")
+        assert hear("job.succeeded", 12 * day, **about) == "leaving"
+        assert fold.workers["h/1/x"].job is None
+        assert hear("worker.leaving", 12 * day) == "gone"
+        assert hear("worker.leaving", 12 * day, running=True) == "gone"  # is told too late
+        assert hear("worker.up", 13 * day) == "gone"  # says nothing of itself
+        assert hear("worker.idle", 13 * day) == "idle"
+        assert hear("worker.leaving", 13 * day, running=True) == "idle"
+
     def test_of_the_same_id_in_two_phases(self, grid: Grid, jobs: Jobs) -> None:
         grid.producer("train").submit({}, job_id="run-1")
         grid.producer("evaluate").submit({}, job_id="run-1")

@@ -51,7 +51,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "job.cancelled": ENDED,
     "worker.up": {"host": "h", "pid": 1, "phases": ["train"], "tags": ["t"], "version": "1"},
     "worker.idle": {},
-    "worker.leaving": {},
+    "worker.leaving": {"running": True},
     "sweep.begun": {"name": "s", "phase": "train", "total": 2, "submitted_at": 1e9},
     "sweep.submitted": {"name": "s"},
     "sweep.taken": {"name": "s", "ids": ["s.0"]},

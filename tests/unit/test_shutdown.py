@@ -592,7 +592,7 @@ class TestEar:
             signal.set_wakeup_fd(theirs.fileno())
             try:
                 assert Ear.open() is None
-                with Shutdown(60, lambda: False, lambda: None) as shutdown:
+                with Shutdown(60, lambda: False, lambda: None, lambda: None) as shutdown:
                     shutdown.look()
             finally:
                 assert signal.set_wakeup_fd(-1) == theirs.fileno()
@@ -619,7 +619,7 @@ class TestEar:
 
         monkeypatch.setattr(os, "pipe", full)
         assert Ear.open() is None
-        with Shutdown(60, lambda: False, lambda: None):
+        with Shutdown(60, lambda: False, lambda: None, lambda: None):
             pass
 
 
@@ -767,7 +767,7 @@ say("done", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 import os
 from synmanager.engine.ear import Ear
 from synmanager.engine.shutdown import Shutdown
-with Shutdown(60, lambda: False, lambda: None):
+with Shutdown(60, lambda: False, lambda: None, lambda: None):
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -836,14 +836,14 @@ class TestStop:
         sys.setswitchinterval(1e-6)
         try:
             for _ in range(2000):
-                with Shutdown(60, lambda: False, lambda: None) as shutdown:
+                with Shutdown(60, lambda: False, lambda: None, lambda: None) as shutdown:
                     join = in_thread(shutdown.request)
                 join()
         finally:
             sys.setswitchinterval(before)
 
     def test_overdue_is_after_the_grace_period(self) -> None:
-        with Shutdown(0.05, lambda: False, lambda: None) as shutdown:
+        with Shutdown(0.05, lambda: False, lambda: None, lambda: None) as shutdown:
             assert not shutdown.overdue
             shutdown.request()
             assert not shutdown.overdue
