@@ -5,15 +5,19 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from synmanager.backends.base import Address, Counts, Facts, Features, QueueBackend
 from synmanager.backends.registry import create_backend
 from synmanager.errors import SynmanagerError, TopologyError
 from synmanager.phases import COMPLETED, PHASES, with_phases
-from synmanager.words import plural
+from synmanager.words import plural, size
+
+if TYPE_CHECKING:
+    from synmanager.backends.rabbitmq.management import Node
 
 __all__ = [
     "CHECKS",
@@ -33,6 +37,9 @@ _PATIENCE = 3.0
 
 #: Results that nobody reads before that is worth a word.
 _MANY_RESULTS = 100
+
+#: Bytes of a disk that are little, and a part of a memory that is much.
+_LITTLE_DISK, _MUCH_MEMORY = 1024**3, 0.9
 
 #: When community support of a RabbitMQ series ended, by https://endoflife.date/rabbitmq.
 _RABBITMQ_ENDED = {
@@ -105,9 +112,11 @@ def look(broker: QueueBackend, longest_job: float) -> Seen:
         longest_job: seconds.
     """
     names = with_phases(broker.facts().queues)
+    facts = broker.facts(names)
+    room = {what: f"{size(taken)} of {size(most)}" for what, (taken, most) in facts.room.items()}
     return Seen(
         broker.address,
-        broker.facts(names),
+        replace(facts, settings={**facts.settings, **room}),
         broker.features,
         {name: count(broker, name) for name in names},
         longest_job,
@@ -402,6 +411,45 @@ def redis_evicts(seen: Seen) -> Iterator[Finding]:
         )
 
 
+def little_room(seen: Seen) -> Iterator[Finding]:
+    for what, (taken, most) in seen.facts.room.items():
+        left = most - taken
+        if left < _LITTLE_DISK if what == "disk" else taken > _MUCH_MEMORY * most:
+            yield Finding(
+                Severity.WARNING,
+                f"{seen.facts.product} has {size(max(left, 0))} of {what} left, and takes "
+                f"{size(taken)}; when it is full, jobs and results are refused",
+                "Give it more, or have what waits there taken, archived or purged: synmanager "
+                "status",
+            )
+
+
+def pressed_nodes(seen: Seen) -> Iterator[Finding]:
+    """Whether a node of RabbitMQ accepts nothing any more, or soon."""
+    if not seen.is_rabbitmq or seen.address.scheme not in ("amqp", "amqps"):
+        return
+    for node in _nodes(seen.address):
+        memory = f"{size(node.memory)} of {size(node.memory_limit)} of memory taken"
+        disk = f"{size(node.disk_free)} of disk free, where it stops at {size(node.disk_limit)}"
+        if node.alarms:
+            yield Finding(
+                Severity.DANGER,
+                f"the node {node.name} accepts no jobs and no results: its alarm for "
+                f"{' and '.join(node.alarms)} has gone off ({memory}, {disk})",
+                "Give it more, or have what waits there taken, archived or purged; workers wait "
+                "with what they have done.",
+            )
+        elif (
+            node.memory > _MUCH_MEMORY * node.memory_limit
+            or node.disk_free - node.disk_limit < _LITTLE_DISK
+        ):
+            yield Finding(
+                Severity.WARNING,
+                f"the node {node.name} is about to accept no more: {memory}, {disk}",
+                "Give it more, or have what waits there taken, archived or purged.",
+            )
+
+
 def nothing_outlives_memory(seen: Seen) -> Iterator[Finding]:
     if not seen.features.durable:
         yield Finding(
@@ -462,6 +510,8 @@ CHECKS: tuple[Check, ...] = (
     no_tls,
     redis_forgets,
     redis_evicts,
+    little_room,
+    pressed_nodes,
     nothing_outlives_memory,
     what_is_held_is_lost,
     unread_results,
@@ -510,3 +560,9 @@ def _copies(address: Address) -> Mapping[str, tuple[int, int]]:
     from synmanager.backends.rabbitmq.management import copies
 
     return copies(address, min(address.timeout, _PATIENCE))
+
+
+def _nodes(address: Address) -> Sequence[Node]:
+    from synmanager.backends.rabbitmq.management import nodes
+
+    return nodes(address, min(address.timeout, _PATIENCE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["ago", "duration", "moment", "number", "plural"]
+__all__ = ["ago", "duration", "moment", "number", "plural", "size"]
 
 
 def number(value: int | None) -> str:
@@ -22,6 +22,14 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
+
+
+def size(count: int) -> str:
+    """Bytes as people say them."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if abs(count) >= 1024**power:
+            return f"{count / 1024**power:.1f} {unit}"
+    return f"{count} B"
 
 
 def ago(at: float | None) -> str:

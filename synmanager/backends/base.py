@@ -266,6 +266,7 @@ class Facts:
         consumers: how many wait for messages of a queue at this moment, by its name.
         arguments: with what a queue was made, by its name; none for one that is not there.
         settings: the broker's own settings, and what else it says of itself, by its own names.
+        room: how many bytes it takes, and how many it may take at most, of ``memory`` and ``disk``.
     """
 
     product: str = ""
@@ -274,6 +275,7 @@ class Facts:
     consumers: Mapping[str, int] = field(default_factory=dict)
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
+    room: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

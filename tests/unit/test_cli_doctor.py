@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +14,17 @@ from grid import Grid
 from synmanager import checks
 from synmanager.backends import Address, Counts, Facts, Features
 from synmanager.backends.memory import MemoryBackend
+from synmanager.backends.rabbitmq.management import Node
+from synmanager.backends.registry import create_backend
 from synmanager.checks import CHECKS, Finding, Seen, Severity
 from synmanager.cli import main
 from synmanager.errors import BrokerUnavailable, SynmanagerError, TopologyError
 from synmanager.phases import PHASES
+from synmanager.settings import load_settings
 
 Captured = pytest.CaptureFixture[str]
+
+GIB = 1024**3
 
 FEATURES = Features(
     durable=True, shared=True, timed_lease=True, deduplicates=True, deletes=True,
@@ -59,6 +66,7 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     monkeypatch.setattr(checks, "_lets_in", lets_in)
     monkeypatch.setattr(checks, "_own_address", lambda: "10.0.0.7")
     monkeypatch.setattr(checks, "_copies", lambda _: {})
+    monkeypatch.setattr(checks, "_nodes", lambda _: [])
     return open_at
 
 
@@ -206,6 +214,57 @@ def test_replicas_that_a_url_counts_on() -> None:
     watched = Address("rediss+sentinel", "s1", username="a", password="b", path="grid/0")
     (finding,) = found(redis(connected_slaves="0"), watched)
     assert "nothing can take over" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("room", "words"),
+    [
+        ({"memory": (80 * GIB, 100 * GIB)}, None),
+        ({"memory": (95 * GIB, 100 * GIB)}, "5.0 GiB of memory left, and takes 95.0 GiB"),
+        ({"memory": (101 * GIB, 100 * GIB)}, "0 B of memory left"),
+        ({"disk": (95 * GIB, 100 * GIB)}, None),
+        ({"disk": (2**20, 2**20 + GIB // 2)}, "512.0 MiB of disk left, and takes 1.0 MiB"),
+    ],
+)
+def test_room_that_is_left(room: dict[str, tuple[int, int]], words: str | None) -> None:
+    findings = found(Facts("a broker", room=room), Address("nats"))
+    assert [each.severity for each in findings] == ([] if words is None else [Severity.WARNING])
+    assert all(str(words) in each.what for each in findings)
+
+
+@pytest.mark.parametrize(
+    ("node", "severity", "words"),
+    [
+        (Node("a", (), GIB, 2 * GIB, 9 * GIB, GIB), None, ""),
+        (
+            Node("a", ("memory", "disk"), 3 * GIB, 2 * GIB, 0, GIB),
+            Severity.DANGER,
+            "the node a accepts no jobs and no results: its alarm for memory and disk has gone off "
+            "(3.0 GiB of 2.0 GiB of memory taken, 0 B of disk free, where it stops at 1.0 GiB)",
+        ),
+        (Node("a", (), 99 * GIB, 100 * GIB, 9 * GIB, GIB), Severity.WARNING, "99.0 GiB of 100.0"),
+        (Node("a", (), 0, 2 * GIB, GIB, GIB // 2), Severity.WARNING, "stops at 512.0 MiB"),
+    ],
+)
+def test_pressure_on_a_node(
+    node: Node, severity: Severity | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_nodes", lambda _: [node])
+    findings = found(rabbitmq("4.3.6"))
+    assert [each.severity for each in findings] == ([] if severity is None else [severity])
+    assert all(words in each.what for each in findings)
+
+
+def test_room_in_a_file(tmp_path: Path) -> None:
+    backend = create_backend(load_settings(url=f"sqlite:///{tmp_path}/jobs.db").address)
+    backend.open()
+    try:
+        seen = checks.look(backend, 1.0)
+    finally:
+        backend.close()
+    taken, most = seen.facts.room["disk"]
+    assert (tmp_path / "jobs.db").stat().st_size <= taken <= most
+    assert re.fullmatch(r"[\d.]+ [KMG]iB of [\d.]+ [KMGT]iB", seen.facts.settings["disk"])
 
 
 def test_no_encryption_and_no_password_off_loopback() -> None:

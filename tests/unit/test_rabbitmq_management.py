@@ -13,7 +13,7 @@ import pytest
 
 from synmanager.backends import Address
 from synmanager.backends.rabbitmq import management
-from synmanager.backends.rabbitmq.management import copies
+from synmanager.backends.rabbitmq.management import Node, copies, nodes
 
 HERE = Address("amqp", "127.0.0.1", username="ops", password="päss", path="the grid")
 
@@ -59,12 +59,25 @@ def test_on_how_many_nodes_a_queue_lies(api: Api) -> None:
     assert user == "Basic " + b64encode("ops:päss".encode()).decode()
 
 
+def test_how_much_room_a_node_has(api: Api) -> None:
+    running = {
+        "name": "rabbit@a", "running": True, "mem_used": 1, "mem_limit": 2, "mem_alarm": False,
+        "disk_free": 3, "disk_free_limit": 4, "disk_free_alarm": True,
+    }  # fmt: skip
+    api.answer = [running, {"name": "rabbit@b", "running": False}]
+    assert nodes(HERE, 10.0) == [Node("rabbit@a", ("disk",), 1, 2, 3, 4)]
+    assert api.asked[0].startswith("/api/nodes?columns=name,running,mem_alarm,")
+    api.answer = [{**running, "disk_free": "disk_free_monitoring_disabled"}]
+    assert nodes(HERE, 10.0) == []
+
+
 @pytest.mark.parametrize(
     ("status", "answer"), [(401, {"error": "not_authorized"}), (200, "hello"), (200, [1])]
 )
 def test_nobody_tells(api: Api, status: int, answer: object) -> None:
     api.status, api.answer = status, answer
     assert copies(HERE, 10.0) == {}
+    assert nodes(HERE, 10.0) == []
 
 
 def test_the_next_host_is_asked(api: Api) -> None:

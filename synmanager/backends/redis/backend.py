@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from synmanager.backends.base import (
     check_place,
 )
 from synmanager.backends.redis import scripts
-from synmanager.backends.redis.checks import check_server, settings_of, who_is_there
+from synmanager.backends.redis.checks import check_server, facts_of, who_is_there
 from synmanager.backends.redis.connections import CalledOff, Connections
 from synmanager.backends.redis.dialling import FollowedPlain, FollowedTls, Local, Plain, Tls
 from synmanager.backends.redis.entries import (
@@ -888,11 +889,11 @@ class RedisBackend(QueueBackend):
         names = self._call("SMEMBERS", self._keys.queues, fits=many(text))
         connections = self._current()
         try:
-            product, version, settings = settings_of(connections.call)
+            facts = facts_of(connections.call)
         except Failed as failed:
             raise self._failure(connections, failed) from failed.error
         known = sorted(name.decode("utf-8", "backslashreplace") for name in names)
-        return Facts(product, version, tuple(known), settings=settings)
+        return replace(facts, queues=tuple(known))
 
 
 def _never() -> bool:

@@ -7,12 +7,13 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from synmanager.backends.base import Facts
 from synmanager.backends.redis.faults import Failed
 from synmanager.backends.redis.shapes import many, text
 from synmanager.errors import AccessRefused, BrokerUnavailable, TopologyError
 from synmanager.interrupts import is_from_handler
 
-__all__ = ["check_server", "settings_of", "who_is_there"]
+__all__ = ["check_server", "facts_of", "who_is_there"]
 
 logger = logging.getLogger("synmanager.backends.redis")
 
@@ -99,7 +100,7 @@ _SETTINGS = ("appendfsync", "appendonly", "maxmemory", "maxmemory-policy", "save
 _FIGURES = ("connected_slaves",)
 
 
-def settings_of(call: Callable[..., Any]) -> tuple[str, str, dict[str, str]]:
+def facts_of(call: Callable[..., Any]) -> Facts:
     """What a server is, its version, and those of its settings that it lets be seen.
 
     Raises:
@@ -118,9 +119,18 @@ def settings_of(call: Callable[..., Any]) -> tuple[str, str, dict[str, str]]:
     except Failed as failure:
         if not failure.code:
             raise
-    if "valkey_version" in info:
-        return "Valkey", info["valkey_version"], settings
-    return "Redis", info.get("redis_version", ""), settings
+    product, name = ("Valkey", "valkey") if "valkey_version" in info else ("Redis", "redis")
+    return Facts(product, info.get(f"{name}_version", ""), settings=settings, room=_room(info))
+
+
+def _room(info: dict[str, str]) -> dict[str, tuple[int, int]]:
+    """The memory that is used, of what the server allows itself, or else of what there is."""
+    used, *limits = (
+        int(info.get(name, "")) if info.get(name, "").isdecimal() else 0
+        for name in ("used_memory", "maxmemory", "total_system_memory")
+    )
+    most = limits[0] or limits[1]
+    return {"memory": (used, most)} if used and most else {}
 
 
 #: What a server of another kind begins with when it is spoken to in Redis's protocol.

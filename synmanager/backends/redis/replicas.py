@@ -7,7 +7,7 @@ from typing import Any
 
 from redis import exceptions as redis_errors
 
-from synmanager.backends.redis.checks import settings_of
+from synmanager.backends.redis.checks import facts_of
 from synmanager.backends.redis.faults import TOO_FEW_REPLICAS, Failed
 from synmanager.backends.redis.shapes import Fits, each, whole
 
@@ -55,7 +55,7 @@ def replicas_at(call: Callable[..., Any], number: int, seconds: float) -> Replic
     limit = int(seconds * 1000)
     memory = Replicas(("WAIT", number, limit), whole, number)
     disk = Replicas(("WAITAOF", 1, number, limit), each(whole, whole), number)
-    _, _, settings = settings_of(call)
+    settings = facts_of(call).settings
     # With another appendfsync it would wait for a second, each time.
     if (settings.get("appendonly"), settings.get("appendfsync")) == ("yes", "always"):
         try:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -678,7 +679,16 @@ class SQLiteBackend(QueueBackend):
             return db.execute("SELECT name FROM queues ORDER BY queue").fetchall()
 
         names = tuple(name for (name,) in self._current().read(work))
-        return Facts("SQLite", sqlite3.sqlite_version, names)
+        return Facts("SQLite", sqlite3.sqlite_version, names, room=self._room())
+
+    def _room(self) -> dict[str, tuple[int, int]]:
+        """What the file and its log take, and could take until the disk is full."""
+        try:
+            files = [name for name in (str(self._path), self._log) if os.path.exists(name)]
+            taken = sum(map(os.path.getsize, files))
+            return {"disk": (taken, taken + shutil.disk_usage(self._path.parent).free)}
+        except OSError:
+            return {}
 
 
 _BURY = (
