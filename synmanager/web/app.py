@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import (
     HTMLResponse,
@@ -29,7 +30,16 @@ from synmanager import __version__
 from synmanager.errors import SynmanagerError
 from synmanager.text import shown
 from synmanager.web.actions import Actions, Refused
-from synmanager.web.gate import COOKIE, Gate, Guards, Visitor, form_of, is_own_origin, wrong_token
+from synmanager.web.gate import (
+    COOKIE,
+    Gate,
+    Guards,
+    Visitor,
+    form_of,
+    is_own_origin,
+    is_secure,
+    wrong_token,
+)
 from synmanager.web.observer import Observer
 from synmanager.web.pages import Pages
 from synmanager.web.parts import Page, Sent, environment
@@ -47,6 +57,9 @@ _STILL_HERE = 15.0
 _MOST_STREAMS, _MOST_PAGES = 200, 64
 
 _STATIC = {"style.css": "text/css", "live.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+#: Fields of a page's address.
+_MOST_FIELDS = 20
 
 #: What a form says of which jobs are meant.
 _ABOUT = ("phase", "id", "name", "queue", "reason")
@@ -66,7 +79,7 @@ def make_app(observer: Observer, guards: Guards, *, allows: bool) -> Gate:
     routes: list[BaseRoute] = [
         *(Route(path, site.page, methods=["GET"]) for path in site.pages.by_path),
         Route("/live", site.live, methods=["GET"]),
-        Route("/static/{name}", site.static, methods=["GET"]),
+        Route("/static/{name:path}", site.static, methods=["GET"]),
         Route("/login", site.login, methods=["GET"]),
         Route("/login", site.log_in, methods=["POST"]),
         Route("/logout", site.log_out, methods=["POST"]),
@@ -105,14 +118,18 @@ class _Site:
 
     async def page(self, request: Request) -> Response:
         """Any of the pages, in full."""
-        page = await self._page(request.url.path, request.url.query)
+        page = await self._page(request.scope["path"], _query(request))
         return await self._answer(request, page)
 
     async def live(self, request: Request) -> Response:
         """What is new on a page, for as long as somebody looks."""
-        parts = urlsplit(request.query_params.get("of", ""))
+        try:
+            parts = urlsplit(_fields(_query(request)).get("of", ""))
+        except ValueError:
+            return PlainTextResponse("no address", 400)
         if parts.path not in self.pages.by_path or parts.netloc or parts.scheme:
             return PlainTextResponse("no such page", 404)
+        _fields(parts.query)
         if self._streams >= _MOST_STREAMS:
             return PlainTextResponse("too many watch already", 503, {"retry-after": "30"})
         return StreamingResponse(
@@ -176,7 +193,7 @@ class _Site:
             self._guards.let_in(name),
             httponly=True,
             samesite="strict",
-            secure=request.url.scheme == "https",
+            secure=is_secure(request),
         )
         return answer
 
@@ -187,12 +204,12 @@ class _Site:
             return PlainTextResponse("no form of ours", 403)
         self._guards.let_out(visitor.session)
         answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        answer.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=is_secure(request))
         return answer
 
     async def ask(self, request: Request) -> Response:
         """Say how many jobs an action touches, and ask."""
-        return await self._asked(request, dict(request.query_params), "")
+        return await self._asked(request, _fields(_query(request)), "")
 
     async def act(self, request: Request) -> Response:
         """Do it, if it still touches as many jobs as was said."""
@@ -229,9 +246,7 @@ class _Site:
             return await self._say("Nothing to do", f"{trouble or str(refusal) + '.'}", 409, back)
         except SynmanagerError as error:
             return await self._say("The broker does not answer", shown(error, 500), 503, back)
-        about = {
-            key: form[key] for key in ("phase", "id", "name", "queue", "reason") if key in form
-        }
+        about = {key: form[key] for key in _ABOUT if key in form}
         page = Page(
             "confirm.html",
             plan.button,
@@ -261,7 +276,7 @@ class _Site:
             now - made.at >= TICK
             and (made.version != self._observer.version or now - made.at >= _STALE)
         ):
-            fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
+            fields = _fields(query)
             work = asyncio.ensure_future(run_in_threadpool(self.pages.at, path, fields))
             work.add_done_callback(lambda done: done.cancelled() or done.exception())
             made = self._made[path, query] = _Made(work, now, self._observer.version)
@@ -295,9 +310,27 @@ class _Made:
         self.work, self.at, self.version = work, at, version
 
 
+def _query(request: Request) -> str:
+    """What stands behind the question mark, in whatever bytes somebody has written it."""
+    query: bytes = request.scope["query_string"]
+    return query.decode("utf-8", "replace")
+
+
+def _fields(query: str) -> dict[str, str]:
+    """A query's fields by their names.
+
+    Raises:
+        HTTPException: there are more than any page of ours has.
+    """
+    try:
+        return dict(parse_qsl(query, keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+    except ValueError:
+        raise HTTPException(400, "too many fields") from None
+
+
 def _live(request: Request) -> str:
     """Where the news of a page come from; "" if it has none."""
-    path, query = request.url.path, request.url.query
+    path, query = request.scope["path"], _query(request)
     if path.startswith("/do/"):
         return ""
     return "/live?" + urlencode({"of": f"{path}?{query}" if query else path})

@@ -13,7 +13,7 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,8 +49,8 @@ _HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 
-#: What is shown to who is not let in: it says nothing of the grid.
-_OPEN = ("/login", "/static/")
+#: What is shown to who is not let in, and below what: it says nothing of the grid.
+_OPEN, _OPEN_BELOW = "/login", "/static/"
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ class Guards:
         where = request.client.host if request.client else "?"
         if self.token is None:
             return Visitor(f"{self.user}@{where}")
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer":
-            return Visitor(f"token@{where}") if self.is_token(given.strip()) else None
+        given = _bearer(request.headers)
+        if given is not None:
+            return Visitor(f"token@{where}") if self.is_token(given) else None
         session = _cookie(request.headers)
         found = self._sessions.get(_digest(session)) if session else None
         if found is None or found[0] < time.monotonic():
@@ -133,9 +133,19 @@ class Guards:
 def is_own_origin(request: Request) -> bool:
     """Whether the browser, if it says, says that a request comes from a page of ours."""
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    try:
+        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+            return False
+    except ValueError:
         return False
     return request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+
+
+def is_secure(request: Request) -> bool:
+    """Whether the browser speaks TLS, to us or to a proxy: if that is made up, a cookie is kept
+    from more than it need be."""
+    told = request.headers.get("x-forwarded-proto", "").partition(",")[0]
+    return "https" in (request.scope["scheme"], told.strip().lower())
 
 
 class Gate:
@@ -167,15 +177,17 @@ class Gate:
 
     async def _refusal(self, request: Request) -> Response | None:
         """What to say instead of the answer; None for who may have that."""
-        guards, path = self._guards, request.url.path
+        guards = self._guards
+        # Not that of request.url, into which the header Host goes as well.
+        path: str = request.scope["path"]
         if guards.token is None and not _names_loopback(request.headers.get("host", "")):
             # A page of others, whose name was made to mean this machine.
             return PlainTextResponse("this is not the host that you asked for", 421)
         visitor = guards.visitor(request)
         if visitor is None:
-            if path.startswith(_OPEN):
+            if path == _OPEN or path.startswith(_OPEN_BELOW):
                 return None
-            if "authorization" in request.headers:
+            if _bearer(request.headers) is not None:
                 await asyncio.sleep(_WRONG)
                 return PlainTextResponse("wrong token", 401, {"www-authenticate": "Bearer"})
             if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
@@ -191,19 +203,19 @@ async def wrong_token() -> None:
 
 
 async def form_of(request: Request) -> dict[str, str] | None:
-    """The fields of a form; None if it is none, or too long."""
+    """The fields of a form; None if it is none, too long, or cut off."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         return None
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LONGEST_FORM:
-            return None
     try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _LONGEST_FORM:
+                return None
         text = body.decode("ascii")
         return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=50))
-    except ValueError:
+    except (ValueError, ClientDisconnect):
         return None
 
 
@@ -213,6 +225,12 @@ def _names_loopback(host: str) -> bool:
         return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
         return False
+
+
+def _bearer(headers: Headers) -> str | None:
+    """The token that a program brings; None if it brings none: other schemes are a proxy's."""
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    return given.strip() if kind.lower() == "bearer" else None
 
 
 def _cookie(headers: Headers) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from dashboards import Site, serving
 from grid import Grid
+from starlette.requests import Request
+from starlette.types import Message
 
 from synmanager import Reject, Worker
 from synmanager.backends.registry import create_backend
@@ -16,8 +20,9 @@ from synmanager.cli import main
 from synmanager.errors import ConfigurationError
 from synmanager.journal import recorder
 from synmanager.settings import load_settings
+from synmanager.web import gate
 from synmanager.web.app import make_app
-from synmanager.web.gate import Guards
+from synmanager.web.gate import Guards, form_of
 from synmanager.web.serve import check_reach
 
 TOKEN = "0123456789abcdef-token"
@@ -76,6 +81,14 @@ def all_there_is(url: str) -> list[object]:
         return [backend.count("train"), letters, *logs]
     finally:
         backend.close()
+
+
+def log_in(site: Site, **headers: str) -> str:
+    """Go on with a session and no token; returns what the cookie came with."""
+    site.headers.clear()
+    told = site.post("/login", {"token": TOKEN, "name": "Ada"}, **headers).headers["set-cookie"]
+    site.cookie = told.partition(";")[0]
+    return told
 
 
 class Inline(HTMLParser):
@@ -147,6 +160,7 @@ def test_without_the_token_nothing_is_told(guarded: Site) -> None:
             assert guarded.ask(path, Accept="application/json").status == 401
             assert guarded.ask(f"/?token={TOKEN}").status == 303
     assert guarded.ask("/", Authorization="Bearer nearly").status == 401
+    assert guarded.ask("/", Authorization="Basic YTpi").headers["location"] == "/login"
     assert guarded.ask("/", Authorization=f"Bearer {TOKEN}").status == 200
     assert guarded.ask("/", Cookie="synmanager_session=made-up").status == 303
     assert guarded.post("/do/purge", {"queue": "train", "id": "bad"}).status == 401
@@ -158,6 +172,7 @@ def test_a_browser_logs_in_and_out(guarded: Site) -> None:
     assert (wrong.status, "set-cookie" in wrong.headers) == (401, False)
     strange = guarded.post("/login", {"token": TOKEN}, Origin="http://evil.example")
     assert (strange.status, "set-cookie" in strange.headers) == (403, False)
+    assert guarded.post("/login", {"token": TOKEN}, Origin="http://[").status == 403
 
     answer = guarded.post("/login", {"token": TOKEN, "name": "Ada\x1b[2J"})
     cookie = answer.headers["set-cookie"]
@@ -175,7 +190,7 @@ def test_a_browser_logs_in_and_out(guarded: Site) -> None:
 def test_read_only_means_that_no_path_changes_anything(site: Site, broker: Grid) -> None:
     app = make_app(site.observer, Guards(None, "me"), allows=False)
     paths = {str(getattr(route, "path", route)) for route in app.app.routes}  # type: ignore[attr-defined]
-    assert {"/", "/live", "/login", "/logout", "/static/{name}"} <= paths
+    assert {"/", "/live", "/login", "/logout", "/static/{name:path}"} <= paths
     assert not any(path.startswith("/do") for path in paths)
     before = all_there_is(broker.url)
     paths = {path.replace("{name}", "purge") for path in paths} | {
@@ -214,3 +229,57 @@ def test_a_forged_form_changes_nothing(guarded: Site, broker: Grid) -> None:
 def test_a_form_that_is_too_long_is_refused(guarded: Site) -> None:
     guarded.headers["Authorization"] = f"Bearer {TOKEN}"
     assert guarded.post("/do/edit", {"job": "x" * 5_000_000}).status == 403
+
+
+def test_what_is_open_to_strangers_ends_where_it_ends(guarded: Site) -> None:
+    for path in ("/loginx", "/login/", "/login/foo", "/static", "/Login", "//login", "/nothing"):
+        assert guarded.ask(path).headers.get("location") == "/login", path
+        assert guarded.ask(path, Accept="*/*").status == 401, path
+    for path in ("/static/", "/static/nothing", "/static/a/b", "/static/../broker", "/static//"):
+        answer = guarded.ask(path)
+        assert (answer.status, answer.text) == (404, "not found"), path
+    for host in ("x/login?", "x/static/", "[", "x:y", ""):
+        assert guarded.ask("/broker", Host=host).headers.get("location") == "/login", host
+        assert guarded.ask("/static/style.css", Host=host).status == 200, host
+
+
+def test_behind_a_proxy_with_tls_the_cookie_is_for_tls(guarded: Site) -> None:
+    assert "secure" not in log_in(guarded).lower()
+    told = log_in(guarded, X_Forwarded_Proto="https, http", Authorization="Basic YTpi")
+    assert "; secure" in told.lower()
+    assert guarded.ask("/", Authorization="Basic YTpi").status == 200
+
+
+def test_what_cannot_be_read_is_the_asker_s_mistake(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "_WRONG", 0.0)
+    many = urlencode({f"field{number}": "" for number in range(30)})
+    for path in (f"/?{many}", f"/live?{many}", f"/sweep?{many}", "/live?of=http://[",
+                 f"/live?{urlencode({'of': f'/?{many}'})}"):  # fmt: skip
+        assert site.ask(path).status == 400, path
+    for path in ("/?a=%ff%00", "/%ff", "/job?id=%ed%a0%80", "/live?of=%ed%a0%80", "/?&&==&=%"):
+        assert site.ask(path).status in (200, 404), path
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    for name in ("Cookie", "Origin", "Referer", "Authorization", "Content_Type", "Accept"):
+        for text in ("http://[", "\xff", "=;=\x7f", "Bearer", "a" * 10_000):
+            assert site.ask("/", **{name: text}).status == 200, (name, text)
+            answer = site.ask("/login", "POST", "token=x", **{**form, name: text})
+            assert answer.status in (401, 403), (name, text)
+
+
+def test_actions_read_no_more_fields_than_pages(guarded: Site) -> None:
+    guarded.headers["Authorization"] = f"Bearer {TOKEN}"
+    many = {f"field{number}": "" for number in range(30)}
+    assert guarded.get("/do/purge", queue="train", id="bad", **many).status == 400
+    assert guarded.get("/do/purge", queue="train", id="bad").status == 200
+    assert guarded.get("/do/purge", queue="train", id="bad", back="//[").status == 200
+
+
+def test_a_form_that_is_cut_off_is_none() -> None:
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    headers = [(b"content-type", b"application/x-www-form-urlencoded")]
+    request = Request({"type": "http", "method": "POST", "headers": headers}, gone)
+    assert asyncio.run(form_of(request)) is None
