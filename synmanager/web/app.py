@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
 from importlib.resources import files
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from starlette.responses import (
     StreamingResponse,
 )
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from synmanager import __version__
 from synmanager.errors import SynmanagerError
@@ -130,36 +131,36 @@ class _Site:
         if parts.path not in self.pages.by_path or parts.netloc or parts.scheme:
             return PlainTextResponse("no such page", 404)
         _fields(parts.query)
+        if request.method == "HEAD":
+            return Response(media_type=_Stream.media_type)
         if self._streams >= _MOST_STREAMS:
             return PlainTextResponse("too many watch already", 503, {"retry-after": "30"})
-        return StreamingResponse(
-            self._news(parts.path, parts.query),
-            media_type="text/event-stream",
-            headers={"x-accel-buffering": "no"},
-        )
-
-    async def _news(self, path: str, query: str) -> AsyncIterator[str]:
-        """Twice a second at most, however much happens."""
         self._streams += 1
-        try:
-            sent = Sent()
-            version, made_at = -1, 0.0
-            said_at = time.monotonic()
-            yield "retry: 2000\n\n"
-            while not self._observer.is_stopping:
-                now = time.monotonic()
-                if self._observer.version != version or now - made_at >= _STALE:
-                    version, made_at = self._observer.version, now
-                    news = sent.news(await self._page(path, query))
-                    if news:
-                        said_at = now
-                        yield f"data: {json.dumps({'now': time.time(), **news})}\n\n"
-                if now - said_at >= _STILL_HERE:
+        return _Stream(self._news(request, parts.path, parts.query), self._watched)
+
+    def _watched(self) -> None:
+        self._streams -= 1
+
+    async def _news(self, request: Request, path: str, query: str) -> AsyncIterator[str]:
+        """Twice a second at most, however much happens; for as long as the visitor may have it."""
+        sent = Sent()
+        version, made_at = -1, 0.0
+        said_at = time.monotonic()
+        yield "retry: 2000\n\n"
+        while not self._observer.is_stopping and self._guards.visitor(request) is not None:
+            now = time.monotonic()
+            if self._observer.version != version or now - made_at >= _STALE:
+                version, made_at = self._observer.version, now
+                news = sent.news(await self._page(path, query))
+                if self._guards.visitor(request) is None:  # has gone while it was made
+                    return
+                if news:
                     said_at = now
-                    yield ": still here\n\n"
-                await asyncio.sleep(TICK)
-        finally:
-            self._streams -= 1
+                    yield f"data: {json.dumps({'now': time.time(), **news})}\n\n"
+            if now - said_at >= _STILL_HERE:
+                said_at = now
+                yield ": still here\n\n"
+            await asyncio.sleep(TICK)
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus, where its client is installed."""
@@ -301,6 +302,26 @@ class _Site:
     def _login_page(self, trouble: str, status: int) -> Response:
         html = self._templates.get_template("login.html").render(trouble=trouble)
         return HTMLResponse(html, status)
+
+
+class _Stream(StreamingResponse):
+    """News for as long as somebody looks.
+
+    Args:
+        over: called when it has ended, also if nobody has heard any of it.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, news: AsyncIterator[str], over: Callable[[], None]) -> None:
+        super().__init__(news, headers={"x-accel-buffering": "no"})
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
 
 
 class _Made:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
@@ -13,6 +14,7 @@ from dashboards import Site, serving
 from grid import Grid
 from starlette.requests import Request
 from starlette.types import Message
+from threads import WAIT
 
 from synmanager import Reject, Worker
 from synmanager.backends.registry import create_backend
@@ -20,6 +22,7 @@ from synmanager.cli import main
 from synmanager.errors import ConfigurationError
 from synmanager.journal import recorder
 from synmanager.settings import load_settings
+from synmanager.web import app as web_app
 from synmanager.web import gate
 from synmanager.web.app import make_app
 from synmanager.web.gate import Guards, form_of
@@ -283,3 +286,58 @@ def test_a_form_that_is_cut_off_is_none() -> None:
     headers = [(b"content-type", b"application/x-www-form-urlencoded")]
     request = Request({"type": "http", "method": "POST", "headers": headers}, gone)
     assert asyncio.run(form_of(request)) is None
+
+
+def test_news_end_with_the_session(guarded: Site) -> None:
+    log_in(guarded)
+    guarded.headers["Cookie"] = guarded.cookie
+    with guarded.watching("/") as news:
+        next(news)
+        assert guarded.post("/logout", {"form": guarded.get("/").hidden("form")}).status == 303
+        guarded.observer.version += 1
+        for _ in news:
+            pass
+
+
+def test_the_head_of_news_is_all_of_it(site: Site) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=WAIT)
+    try:
+        for method, path in (("HEAD", "/live?of=/"), ("GET", "/static/icon.svg")):
+            connection.request(method, path)
+            with connection.getresponse() as answer:
+                assert answer.status == 200
+                answer.read()
+    finally:
+        connection.close()
+
+
+def test_no_more_watch_at_once_than_may(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_app, "_MOST_STREAMS", 3)
+    app = make_app(site.observer, Guards(None, "me"), allows=False)
+
+    async def burst() -> list[int]:
+        """The statuses of requests that come in one turn of the loop, and go when all have one."""
+        told: list[int] = []
+        all_told = asyncio.Event()
+
+        async def receive() -> Message:
+            await all_told.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told.append(message["status"])
+                if len(told) == 12:
+                    all_told.set()
+
+        about = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "path": "/live",
+                 "query_string": b"of=/", "headers": [(b"host", b"localhost")], "method": "GET",
+                 "scheme": "http"}  # fmt: skip
+        await asyncio.gather(*(app(dict(about), receive, send) for _ in range(12)))
+        return sorted(told)
+
+    async def bursts() -> None:
+        for _ in range(2):  # who has gone makes room
+            assert await asyncio.wait_for(burst(), WAIT) == [200] * 3 + [503] * 9
+
+    asyncio.run(bursts())
