@@ -24,7 +24,9 @@ from synmanager.journal import recorder
 from synmanager.settings import load_settings
 from synmanager.web import app as web_app
 from synmanager.web import gate
+from synmanager.web.actions import Actions
 from synmanager.web.app import make_app
+from synmanager.web.dead import Letters
 from synmanager.web.gate import Guards, form_of
 from synmanager.web.serve import check_reach
 
@@ -190,24 +192,37 @@ def test_a_browser_logs_in_and_out(guarded: Site) -> None:
     assert guarded.get("/").status == 303
 
 
-def test_read_only_means_that_no_path_changes_anything(site: Site, broker: Grid) -> None:
-    app = make_app(site.observer, Guards(None, "me"), allows=False)
-    paths = {str(getattr(route, "path", route)) for route in app.app.routes}  # type: ignore[attr-defined]
-    assert {"/", "/live", "/login", "/logout", "/static/{name:path}"} <= paths
-    assert not any(path.startswith("/do") for path in paths)
-    before = all_there_is(broker.url)
-    paths = {path.replace("{name}", "purge") for path in paths} | {
-        f"/do/{name}"
-        for name in ("cancel", "redrive", "purge", "edit", "cancel-sweep", "pause", "resume")
-    }
-    about = {"phase": "train", "queue": "train", "id": "bad", "number": "1", "reason": "poison"}
-    form = Guards(None, "tester").form_token  # of another run
-    for path in sorted(paths - {"/live"}):
-        for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"):
-            assert site.ask(path, method).status < 500
-        answer = site.post(path, {**about, "form": form.__name__})
-        assert answer.status in (401, 403, 404, 405), path
-    assert all_there_is(broker.url) == before
+def test_read_only_means_that_no_path_changes_anything(broker: Grid) -> None:
+    with serving(broker.url, token=TOKEN) as site:
+        site.until_caught_up()
+        log_in(site)
+        observer = site.observer
+
+        def paths(*, allows: bool) -> set[str]:
+            app = make_app(observer, Guards(None, "me"), allows=allows)
+            return {str(getattr(route, "path", route)) for route in app.app.routes}  # type: ignore[attr-defined]
+
+        assert {"/", "/live", "/login", "/logout", "/static/{name:path}"} <= paths(allows=False)
+        assert not any(path.startswith("/do") for path in paths(allows=False))
+        names = Actions(observer, Letters(observer)).by_name
+        tried = {path.replace("{name}", name) for path in paths(allows=True) for name in names}
+        assert {"/do/purge", "/do/retry-sweep"} <= tried
+        before = all_there_is(broker.url)
+        about = {
+            "phase": "train",
+            "queue": "train",
+            "number": "1",
+            "form": site.get("/").hidden("form"),
+        }
+        for path in sorted(tried - {"/logout"}):
+            for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"):
+                if (path, method) != ("/live", "GET"):
+                    assert site.ask(path, method).status < 500
+            for job in ("bad", "waits"):
+                answer = site.post(path, {**about, "id": job, "name": "search", "job": "{}"})
+                assert answer.status in (401, 403, 404, 405), path
+        assert all_there_is(broker.url) == before
+        assert site.post("/logout", about).status == 303, "the form was not a valid one"
 
 
 def test_a_forged_form_changes_nothing(guarded: Site, broker: Grid) -> None:
