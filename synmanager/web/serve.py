@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from typing import Any
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from synmanager.checks import is_loopback
 from synmanager.errors import ConfigurationError
@@ -15,6 +19,39 @@ from synmanager.web.observer import Observer
 __all__ = ["Server", "check_reach", "listen"]
 
 
+#: Seconds within which a request has to be there in whole. Connections are counted, and one that
+#: says nothing counts as well.
+_WHOLE = 10.0
+
+
+class _Connection(H11Protocol):
+    """One that ends if it takes too long over a request: uvicorn waits for the first for ever."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait_or_not()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._wait_or_not()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _wait_or_not(self) -> None:
+        """A byte now and then puts nothing off; the end of a request does."""
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self._deadline = None
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(_WHOLE, self.transport.abort)
+
+
 class Server(uvicorn.Server):
     """One whose streams end when it is told to."""
 
@@ -22,6 +59,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=_Connection,
                 lifespan="off",
                 log_config=None,
                 access_log=False,  # paths name jobs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import socket
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
@@ -23,7 +24,7 @@ from synmanager.errors import ConfigurationError
 from synmanager.journal import recorder
 from synmanager.settings import load_settings
 from synmanager.web import app as web_app
-from synmanager.web import gate
+from synmanager.web import gate, serve
 from synmanager.web.actions import Actions
 from synmanager.web.app import make_app
 from synmanager.web.dead import Letters
@@ -94,6 +95,12 @@ def log_in(site: Site, **headers: str) -> str:
     told = site.post("/login", {"token": TOKEN, "name": "Ada"}, **headers).headers["set-cookie"]
     site.cookie = told.partition(";")[0]
     return told
+
+
+def connected(site: Site, said: bytes = b"") -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", site.port), timeout=WAIT)
+    made.sendall(said)
+    return made
 
 
 class Inline(HTMLParser):
@@ -301,6 +308,39 @@ def test_a_form_that_is_cut_off_is_none() -> None:
     headers = [(b"content-type", b"application/x-www-form-urlencoded")]
     request = Request({"type": "http", "method": "POST", "headers": headers}, gone)
     assert asyncio.run(form_of(request)) is None
+
+
+def test_who_does_not_ask_in_whole_is_not_waited_for(
+    broker: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_WHOLE", 0.5)
+    head = b"GET /login HTTP/1.1\r\nHost: localhost\r\n"
+    with serving(broker.url) as site, site.watching("/") as news:
+        next(news)
+        silent = [
+            connected(site, said)
+            for said in (
+                b"", b"G", head, head + b"\r\n" + head,
+                b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nContent-Type: "
+                b"application/x-www-form-urlencoded\r\n\r\ntok",
+            )
+        ]  # fmt: skip
+        for each in silent:
+            with each:
+                while hears(each):
+                    pass
+        site.observer.version += 1
+        broker.producer().submit({"run": 3})
+        recorder.flush_all(5)
+        assert next(news), "who has asked may listen"
+
+
+def hears(connection: socket.socket) -> bool:
+    """Read on: False at the end, which may be an abrupt one."""
+    try:
+        return bool(connection.recv(4096))
+    except ConnectionError:
+        return False
 
 
 def test_news_end_with_the_session(guarded: Site) -> None:
