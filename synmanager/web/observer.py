@@ -251,7 +251,8 @@ class Observer:
                     self._marks_due = 0.0
             elif area != "job":
                 self.tally.apply(event)
-                with suppress(KeyError, TypeError, ValueError):  # anybody may write into a log
+                # Anybody may write into a log.
+                with suppress(KeyError, TypeError, ValueError, OverflowError):
                     if area == "sweep":
                         self.sweeps.heard(event)
                 return
@@ -271,7 +272,7 @@ class Observer:
                     at = min(event.time, time.time())  # a writer's clock may be ahead
                     self.curves.moved(key[0], 1 if waits else -1, at)
                 if job is not None and job.sweep is not None:
-                    with suppress(KeyError, TypeError, ValueError, RecursionError):
+                    with suppress(KeyError, TypeError, ValueError, OverflowError, RecursionError):
                         self.sweeps.changed(job, event)
 
 

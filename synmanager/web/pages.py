@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
-from urllib.parse import urlencode
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -24,7 +23,7 @@ from synmanager.text import shown
 from synmanager.web.curves import STEP
 from synmanager.web.dead import Letters
 from synmanager.web.observer import Observer
-from synmanager.web.parts import Page, key_of
+from synmanager.web.parts import Page, key_of, query_of
 from synmanager.web.summary import MOST, Lane, Summaries, ahead_of
 from synmanager.web.sweeps import STATES, SweepView
 
@@ -183,7 +182,7 @@ class Pages:
         page = Page("job.html", shown(job.id, 80), {"job": job})
         is_letter = job.state == "dead"
         page.pieces["head"] = self._make(
-            "job_head", job, hidden_in_text(why), self.allows, urlencode(_names(job)),
+            "job_head", job, hidden_in_text(why), self.allows, query_of(**_names(job)),
             is_letter and bool(self.letters.chosen(job.phase, "", job.id)),
         )  # fmt: skip
         page.pieces["facts"] = self._make("job_facts", job, observer.settings.max_attempts)
@@ -200,7 +199,8 @@ class Pages:
         if body is None and job.state == "dead":
             letter = self.letters.in_full(job.phase, job.id)
             return None if letter is None else parameters(letter.message.body)
-        return None if body is None else parameters(body.encode())
+        # In JSON, half of a character is written as it is escaped here.
+        return None if body is None else parameters(body.encode("utf-8", "backslashreplace"))
 
     def sweeps(self, query: dict[str, str]) -> Page:
         """All sweeps, the youngest first."""
@@ -270,11 +270,11 @@ class Pages:
             page.lists["letters"] = {
                 key_of("letter", each.queue, each.id, place): self._make(
                     "letter_row", each, key_of("letter", each.queue, each.id, place),
-                    urlencode({"queue": each.queue, "id": each.id}),
+                    query_of(queue=each.queue, id=each.id),
                 )
                 for place, each in enumerate(letters[:MOST])
             }  # fmt: skip
-            about = urlencode({"queue": queue, "reason": reason})
+            about = query_of(queue=queue, reason=reason)
             page.pieces["settle"] = self._make("settle", len(letters), about, self.allows)
             page.pieces["more"] = self._make(
                 "more", min(MOST, len(letters)), len(letters), "letters"
@@ -285,7 +285,7 @@ class Pages:
         page.lists["groups"] = {
             key_of("group", each.queue, each.reason): self._make(
                 "group_row", each, key_of("group", each.queue, each.reason),
-                urlencode({"queue": each.queue, "reason": each.reason}), self.allows,
+                query_of(queue=each.queue, reason=each.reason), self.allows,
             )
             for each in groups
         }  # fmt: skip
@@ -301,15 +301,14 @@ class Pages:
             return self.message(
                 "No such letter", f"There is no dead letter {shown(letter_id)}, or no longer.", 404
             )
-        about = urlencode({"queue": queue, "id": letter_id})
         return Page(
             "letter.html",
             shown(letter_id, 80),
             {
                 "letter": letter,
                 "given": parameters(letter.message.body),
-                "about": about,
-                "job": urlencode({"phase": queue, "id": letter_id}),
+                "about": query_of(queue=queue, id=letter_id),
+                "job": query_of(phase=queue, id=letter_id),
                 "allows": self.allows,
             },
         )
@@ -332,7 +331,7 @@ class Pages:
         link = ""
         if worker.job is not None:
             phase, job_id = worker.job
-            link = urlencode({"phase": phase, "id": job_id})
+            link = query_of(phase=phase, id=job_id)
         return self._make("worker_row", worker, key_of("worker", worker.id), link, is_first)
 
     def broker(self, query: dict[str, str]) -> Page:
@@ -400,12 +399,12 @@ def _key(job: State) -> str:
 
 
 def _link(job: State) -> str:
-    return f"/job?{urlencode(_names(job), errors='replace')}"
+    return f"/job?{query_of(**_names(job))}"
 
 
 def _member_link(sweep: SweepView) -> Callable[[str], str]:
     queue = PHASES[sweep.phase].queue
-    return lambda job_id: f"/job?{urlencode({'phase': queue, 'id': job_id})}"
+    return lambda job_id: f"/job?{query_of(phase=queue, id=job_id)}"
 
 
 def _told(able: int, idle: int) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,9 +16,12 @@ from markupsafe import Markup
 from synmanager.journal.fold import Progress
 from synmanager.redact import hidden, hidden_in_text
 from synmanager.text import shown
-from synmanager.words import ago, duration, moment, number
+from synmanager.web import numbers
+from synmanager.web.numbers import end_of, finite
+from synmanager.words import ago, duration, number
+from synmanager.words import moment as on_the_wall
 
-__all__ = ["Page", "Sent", "environment", "key_of"]
+__all__ = ["Page", "Sent", "environment", "key_of", "query_of"]
 
 #: The words of a clock, which the browser's own script keeps going.
 _CLOCKS = re.compile(r"(<time data-[^>]*>)[^<]*")
@@ -112,6 +115,15 @@ def key_of(*names: object) -> str:
     return "k" + blake2b(said, digest_size=9).hexdigest()
 
 
+def query_of(**names: str) -> str:
+    """The query of an address; what UTF-8 has no way to write leads nowhere."""
+    return urlencode(names, errors="replace")
+
+
+def _in_query(name: str) -> str:
+    return quote(name, safe="", errors="replace")
+
+
 def environment(settings: Mapping[str, Any]) -> Environment:
     """The templates; everything in them is escaped unless it is a template's own.
 
@@ -127,11 +139,11 @@ def environment(settings: Mapping[str, Any]) -> Environment:
     )
     made.filters.update(
         ago=ago, duration=duration, moment=moment, number=number, line=line, prose=prose,
-        lines=lines, figure=figure, clock=clock, secretless=hidden_in_text,
+        lines=lines, figure=figure, clock=clock, secretless=hidden_in_text, urlencode=_in_query,
     )  # fmt: skip
     made.globals.update(
-        now=time.time, share=share, fields=fields, letter_of=letter_of, said=_SAID, colour=_COLOUR,
-        nothing=_NOTHING, **settings,
+        now=time.time, share=share, fields=fields, letter_of=letter_of, end_of=end_of, said=_SAID,
+        colour=_COLOUR, nothing=_NOTHING, **settings,
     )  # fmt: skip
     return made
 
@@ -153,9 +165,15 @@ def lines(text: str, limit: int = 20_000) -> str:
 
 def figure(value: object) -> str:
     """A number in as few digits as say something, or a short text."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    known = finite(value)
+    if known is None:
         return shown(value, 40)
-    return f"{value:,}" if isinstance(value, int) and abs(value) < 1e9 else f"{value:.4g}"
+    return f"{known:,}" if isinstance(known, int) and abs(known) < 1e9 else f"{known:.4g}"
+
+
+def moment(at: float | None) -> str:
+    """A time in seconds since the epoch, by the clock on the wall; "" for what can be none."""
+    return on_the_wall(numbers.moment(at))
 
 
 def clock(at: float) -> str:
@@ -165,8 +183,8 @@ def clock(at: float) -> str:
 
 def share(progress: Progress) -> float:
     """How far a job is, in percent, whatever it says."""
-    done, total = progress.done, progress.total
-    if done is None or not total or not (math.isfinite(done) and math.isfinite(total)):
+    done, total = finite(progress.done), finite(progress.total)
+    if done is None or not total:
         return 0.0
     return round(min(max(done / total, 0.0), 1.0) * 100, 1)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from synmanager.journal.events import Event
 from synmanager.journal.fold import State
+from synmanager.phases import PHASES
+from synmanager.web.numbers import finite, moment
 
 __all__ = ["STATES", "Figure", "SweepView", "Sweeps"]
 
@@ -77,12 +79,10 @@ class Sweeps:
         kind, data = event.type.removeprefix("sweep."), event.data
         name = str(data["name"])
         if kind == "begun" and name not in self.by_name:
-            total = int(data["total"])
-            if not 0 < total <= _MOST_JOBS:
+            total, phase, at = int(data["total"]), str(data["phase"]), moment(data["submitted_at"])
+            if not 0 < total <= _MOST_JOBS or phase not in PHASES or at is None:
                 return
-            made = SweepView(
-                name, str(data["phase"]), total, float(data["submitted_at"]), bytearray(total)
-            )
+            made = SweepView(name, phase, total, at, bytearray(total))
             made.counts["queued"] = total
             self.by_name[name] = made
             self._jobs += total
@@ -112,8 +112,9 @@ class Sweeps:
 
     @staticmethod
     def _figures(sweep: SweepView, figures: dict[str, object], job_id: str) -> None:
-        for name, value in figures.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        for name, said in figures.items():
+            value = finite(said)
+            if value is None:
                 continue
             known = sweep.figures.get(name)
             if known is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from synmanager.journal.events import Event, micro
+from synmanager.web.numbers import moment
 
 __all__ = ["Moment", "Timelines"]
 
@@ -55,13 +56,8 @@ class Timelines:
             return
         key = (phase, job_id)
         body = event.data.get("job") or event.data.get("given")
-        submitted_at = event.data.get("submitted_at")
-        if (
-            isinstance(body, str)
-            and 0 < len(body) <= _LONGEST_BODY
-            and isinstance(submitted_at, int | float | None)
-        ):
-            self._bodies[key] = (micro(submitted_at), body)
+        if isinstance(body, str) and 0 < len(body) <= _LONGEST_BODY:
+            self._bodies[key] = (micro(moment(event.data.get("submitted_at"))), body)
             if len(self._bodies) > _MOST_BODIES:
                 self._bodies.popitem(last=False)
         said = {

@@ -15,14 +15,19 @@ from grid import Grid
 from threads import WAIT, in_thread, until
 
 from synmanager import Jobs, Reject, Worker, current_job
+from synmanager.backends.base import DeadLetter
 from synmanager.backends.registry import create_backend
 from synmanager.cli import main
 from synmanager.errors import Retry
 from synmanager.journal import desk, marks, recorder
 from synmanager.journal.events import EVENTS, read
+from synmanager.message import Message
 from synmanager.preprocess import PreprocessProducerOperator
 from synmanager.settings import load_settings
 from synmanager.train import TrainProducerOperator
+
+#: Half of a character, which UTF-8 has no way to write.
+HALF = "\ud800"
 
 HOSTILE = "<script>alert(1)</script>\x00\u202e'\"&\x1b[2J" + "x" * 100_000
 
@@ -336,7 +341,8 @@ def test_events_of_strangers_do_no_harm(site: Site, url: str) -> None:
     """A journal is open to all who may write to the broker."""
     backend = create_backend(load_settings(url=url).address)
     backend.open()
-    odd: list[Any] = [None, 7, "x", [], {}, [[]], {"id": {}}, float("1e308"), -1, True]
+    odd: list[Any] = [None, 7, "x", [], {}, [[]], {"id": {}}, float("1e308"), -1, True,
+                      10**400, float("nan"), HALF]  # fmt: skip
     entries = [b"", b"\xff", b"[]"]
     for kind in ("job.submitted", "job.started", "job.progress", "job.succeeded", "sweep.begun",
                  "sweep.submitted", "worker.up", "action.cancel", "action", "other"):  # fmt: skip
@@ -357,6 +363,84 @@ def test_events_of_strangers_do_no_harm(site: Site, url: str) -> None:
     assert site.observer.trouble == ""
     for path in ("/", "/waiting", "/sweeps", "/workers", "/broker"):
         assert site.get(path).status == 200, path
+
+
+def test_a_result_or_progress_without_measure_breaks_no_page(site: Site, url: str) -> None:
+    huge = 10**400
+    job = {"id": "s.0", "phase": "train", "submitted_at": 1.0, "rank": "low", "attempt": 1,
+           "sweep": "s"}  # fmt: skip
+    figures = {"huge": huge, "nan": float("nan"), "most": 1e308, "loss": 0.25, "n": 7}
+    record(
+        url,
+        ("sweep.begun", {"name": "s", "phase": "train", "total": 2, "submitted_at": 1.0}),
+        ("sweep.begun", {"name": "never", "phase": "train", "total": 2, "submitted_at": huge}),
+        ("sweep.begun", {"name": "never", "phase": "train", "total": 1e999, "submitted_at": 1.0}),
+        *(("job.started", {**job, "id": name}) for name in ("s.0", "x", "y")),
+        ("job.progress", {**job, "done": huge, "total": huge + 1, "text": "", "figures": figures}),
+        (
+            "job.progress",
+            {**job, "id": "x", "done": 5e-324, "total": 1e308, "text": "", "figures": {}},
+        ),
+        ("job.progress", {**job, "id": "y", "done": 1, "total": huge, "text": "", "figures": {}}),
+    )
+    shows(site, "/", "0.25</span>", "s.0")
+    for name in ("s.0", "x", "y"):
+        shows(site, "/job", "last heard", phase="train", id=name)
+    shows(site, "/sweep", ">0.25<", ">1e+308<", ">7<", name="s")
+    record(url, ("job.succeeded", {**job, "result": json.dumps({"loss": huge, "acc": 0.125})}))
+    assert "huge" not in shows(site, "/sweep", ">0.125<", name="s")
+    assert "never" not in site.get("/sweeps").text
+
+
+def test_a_letter_of_no_time_is_shown(site: Site, url: str) -> None:
+    backend = create_backend(load_settings(url=url).address)
+    backend.open()
+    try:
+        message = Message(b"{}", id="odd", submitted_at=1.0)
+        backend.add_letters("train", [DeadLetter(message, "train", "poison", 1, 1e17)])
+    finally:
+        backend.close()
+    shows(site, "/dead", "poison")
+    assert "odd" in shows(site, "/letter", "poison", queue="train", id="odd")
+
+
+def test_a_sweep_of_no_phase_is_none(site: Site, url: str) -> None:
+    begun = {"name": "s", "total": 2, "submitted_at": 1.0}
+    record(url, ("sweep.begun", {**begun, "phase": "nobody's"}))
+    until(lambda: site.observer.read == 1, "read")
+    assert site.get("/sweep", name="s").status == 404
+
+
+def test_half_a_character_breaks_no_page(site: Site, url: str) -> None:
+    job = {"id": "j", "phase": "train", "submitted_at": 1.0, "rank": "low", "attempt": 1}
+    given = f'{{"half": "{HALF}"}}'
+    record(
+        url,
+        ("sweep.begun", {"name": HALF, "phase": "train", "total": 2, "submitted_at": 1.0}),
+        ("job.started", {**job, "sweep": HALF, "given": given}),
+        ("job.started", {**job, "id": f"{HALF}.0", "sweep": HALF}),
+        ("job.submitted", {**job, "ids": [HALF], "phase": HALF, "delay": 0.0}),
+        ("worker.up", {"host": HALF, "pid": 1, "phases": [HALF], "tags": [HALF], "version": HALF}),
+    )
+    shows(site, "/job", "&#34;half&#34;: &#34;\\ud800&#34;", phase="train", id="j")
+    for path in ("/", "/waiting", "/sweeps", "/workers", "/broker"):
+        page = site.get(path)
+        assert page.status == 200, path
+        for link in re.findall(r'href="(/[^"#]*)"', page.text):
+            assert site.ask(link.replace("&amp;", "&")).status in (200, 404, 409), link
+
+
+def record(url: str, *events: tuple[str, dict[str, Any]]) -> None:
+    """Write into the journal what a stranger may."""
+    backend = create_backend(load_settings(url=url).address)
+    backend.open()
+    whole = {"specversion": "1.0", "id": "1", "source": "host/1/x", "subject": "",
+             "time": "2026-01-01T00:00:00+00:00"}  # fmt: skip
+    try:
+        entries = [{**whole, "type": f"synmanager.{kind}", "data": data} for kind, data in events]
+        backend.record(EVENTS, [json.dumps(each).encode() for each in entries])
+    finally:
+        backend.close()
 
 
 def test_prometheus_gets_its_metrics(site: Site, trains: TrainProducerOperator) -> None:
