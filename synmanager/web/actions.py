@@ -167,14 +167,16 @@ class Actions:
         number = plural(len(letters), "dead letter")
         return Plan(
             len(letters),
-            f"Put {number} back, to run again{_of(form)}? Their attempts count anew.",
+            f"Put {number} back, to run again{_of(form, letters)}? Their attempts count anew.",
             f"Put back {number}",
         )
 
     def _redrive(self, form: Form, who: str) -> str:
         letters, at = self._chosen(form), time.time()
         done = self._settle(letters, again=True)
-        self._record("redrive", who, at, done, [each.id for each in letters], **_about(form))
+        self._record(
+            "redrive", who, at, done, [each.id for each in letters], **_about(form, letters)
+        )
         left = len(letters) - done
         stay = f"; {left:,} stay, as jobs of their ids are queued again" if left else ""
         return f"{plural(done, 'dead letter')} put back{stay}."
@@ -184,7 +186,7 @@ class Actions:
         number = plural(len(letters), "dead letter")
         return Plan(
             len(letters),
-            f"Remove {number} for good{_of(form)}? Nobody can bring them back.",
+            f"Remove {number} for good{_of(form, letters)}? Nobody can bring them back.",
             f"Remove {number}",
             is_final=True,
         )
@@ -192,14 +194,14 @@ class Actions:
     def _purge(self, form: Form, who: str) -> str:
         letters, at = self._chosen(form), time.time()
         done = self._settle(letters, again=False)
-        self._record("purge", who, at, done, [each.id for each in letters], **_about(form))
+        self._record("purge", who, at, done, [each.id for each in letters], **_about(form, letters))
         return f"{plural(done, 'dead letter')} removed."
 
     def _chosen(self, form: Form) -> list[Letter]:
-        queue, reason, letter_id = (form.get(name, "") for name in ("queue", "reason", "id"))
-        if not queue or not (reason or letter_id):
+        queue, cause, letter_id = (form.get(name, "") for name in ("queue", "cause", "id"))
+        if not queue or not (cause or letter_id):
             raise Refused("say which dead letters")
-        letters = self._letters.chosen(queue, reason, letter_id, fresh=True)
+        letters = self._letters.chosen(queue, cause, letter_id, fresh=True)
         if not letters:
             raise Refused("there is no such dead letter, or no longer")
         return letters
@@ -298,10 +300,12 @@ class Actions:
         record(self._observer.session.call, events)
 
 
-def _about(form: Form) -> dict[str, str]:
-    return {name: form[name] for name in ("queue", "reason") if form.get(name)}
+def _about(form: Form, letters: list[Letter]) -> dict[str, str]:
+    of_all = {"reason": letters[0].reason} if form.get("cause") else {}
+    return {"queue": letters[0].queue, **of_all}
 
 
-def _of(form: Form) -> str:
-    reason = form.get("reason", "")
-    return f", of “{shown(reason, 100)}” in {shown(form.get('queue', ''), 60)}" if reason else ""
+def _of(form: Form, letters: list[Letter]) -> str:
+    if not form.get("cause"):
+        return ""
+    return f", of “{letters[0].reason}” in {shown(letters[0].queue, 60)}"

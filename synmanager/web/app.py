@@ -63,7 +63,7 @@ _STATIC = {"style.css": "text/css", "live.js": "text/javascript", "icon.svg": "i
 _MOST_FIELDS = 20
 
 #: What a form says of which jobs are meant.
-_ABOUT = ("phase", "id", "name", "queue", "reason")
+_ABOUT = ("phase", "id", "name", "queue", "cause")
 
 #: How a visitor without a name is called, and characters of a name.
 _NOBODY, _LONGEST_NAME = "somebody", 60

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from synmanager.backends.base import DeadLetter, QueueBackend
 from synmanager.errors import TopologyError
 from synmanager.letters import first_line
+from synmanager.redact import hidden_in_text
 from synmanager.web.observer import Observer
 
 __all__ = ["MOST", "Group", "Letter", "Letters"]
@@ -16,10 +18,17 @@ __all__ = ["MOST", "Group", "Letter", "Letters"]
 #: Letters of a queue that are looked at, and seconds between two looks at the soonest.
 MOST, _BETWEEN = 1_000, 3.0
 
+#: Characters of a reason that its first line is looked for in.
+_LONGEST_REASON = 4_000
+
 
 @dataclass(frozen=True)
 class Letter:
-    """A dead letter without its body, of which many may be kept."""
+    """A dead letter without its body, of which many may be kept.
+
+    Attributes:
+        reason: the first line of why it died, without secrets.
+    """
 
     queue: str
     id: str
@@ -27,14 +36,24 @@ class Letter:
     attempts: int
     died_at: float
 
+    @property
+    def cause(self) -> str:
+        """What stands for the reason in an address: not its words, which others may read there."""
+        said = self.reason.encode("utf-8", "replace")
+        return blake2b(said, digest_size=9).hexdigest()
+
 
 @dataclass(frozen=True)
 class Group:
-    """Letters of a queue that died of the same."""
+    """Letters of a queue that died of the same: one or more."""
 
     queue: str
     reason: str
     letters: list[Letter]
+
+    @property
+    def cause(self) -> str:
+        return self.letters[0].cause
 
     @property
     def last(self) -> float:
@@ -77,14 +96,14 @@ class Letters:
         return sorted(groups, key=lambda group: (-len(group.letters), group.queue, group.reason))
 
     def chosen(
-        self, queue: str, reason: str, letter_id: str, *, fresh: bool = False
+        self, queue: str, cause: str, letter_id: str, *, fresh: bool = False
     ) -> list[Letter]:
-        """Those of a queue, of a reason and of an id; "" for any."""
+        """Those of a queue, of a cause and of an id; "" for any."""
         return [
             letter
             for letter in self.all(fresh=fresh)
             if (not queue or letter.queue == queue)
-            and (not reason or letter.reason == reason)
+            and (not cause or letter.cause == cause)
             and (not letter_id or letter.id == letter_id)
         ]
 
@@ -120,8 +139,11 @@ class Letters:
                 found = broker.dead_letters(queue, MOST)
             except TopologyError:
                 continue
-            letters += [
-                Letter(queue, each.message.id, first_line(each.reason), each.attempts, each.died_at)
-                for each in found
-            ]
+            letters += [_without_body(queue, each) for each in found]
         return letters
+
+
+def _without_body(queue: str, letter: DeadLetter) -> Letter:
+    # Hidden before it is cut: half a secret would not be known for one.
+    reason = first_line(hidden_in_text(letter.reason[:_LONGEST_REASON]))
+    return Letter(queue, letter.message.id, reason, letter.attempts, letter.died_at)

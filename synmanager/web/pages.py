@@ -263,10 +263,11 @@ class Pages:
 
     def dead(self, query: dict[str, str]) -> Page:
         """Dead letters by reason; with one named, each of them."""
-        queue, reason = query.get("queue", ""), query.get("reason", "")
-        page = Page("dead.html", "Dead letters", {"reason": reason, "queue": queue})
-        if reason:
-            letters = self.letters.chosen(queue, reason, "")
+        queue, cause = query.get("queue", ""), query.get("cause", "")
+        page = Page("dead.html", "Dead letters")
+        if cause:
+            letters = self.letters.chosen(queue, cause, "")
+            page.context["reason"] = letters[0].reason if letters else "No such letters, or no more"
             page.lists["letters"] = {
                 key_of("letter", each.queue, each.id, place): self._make(
                     "letter_row", each, key_of("letter", each.queue, each.id, place),
@@ -274,7 +275,7 @@ class Pages:
                 )
                 for place, each in enumerate(letters[:MOST])
             }  # fmt: skip
-            about = query_of(queue=queue, reason=reason)
+            about = query_of(queue=queue, cause=cause)
             page.pieces["settle"] = self._make("settle", len(letters), about, self.allows)
             page.pieces["more"] = self._make(
                 "more", min(MOST, len(letters)), len(letters), "letters"
@@ -285,7 +286,7 @@ class Pages:
         page.lists["groups"] = {
             key_of("group", each.queue, each.reason): self._make(
                 "group_row", each, key_of("group", each.queue, each.reason),
-                query_of(queue=each.queue, reason=each.reason), self.allows,
+                query_of(queue=each.queue, cause=each.cause), self.allows,
             )
             for each in groups
         }  # fmt: skip

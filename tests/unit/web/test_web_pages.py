@@ -69,7 +69,9 @@ class Held:
         mine = current_job()
         assert mine is not None
         while not self.go.wait(0.05):
-            mine.progress(1, total=4, text="half <b>way</b>", loss=0.25, api_key="sesame")
+            mine.progress(
+                1, total=4, text="half <b>way</b> pin=sesame", loss=0.25, api_key="sesame"
+            )
 
     def end(self) -> None:
         self.go.set()
@@ -262,16 +264,44 @@ def test_dead_letters_are_grouped_redriven_and_purged(
     dead(url, trains, *[{"reason": "no memory\nmore"}] * 3, {"reason": "no such project"})
     page = shows(site, "/dead", "no memory", "no such project")
     assert "more" not in page.partition("<tbody")[2].partition("</tbody")[0]
-    page = site.get("/dead", queue="train", reason="no memory").text
-    assert "Redrive all 3" in page
-    about = {"queue": "train", "reason": "no memory"}
+    (cause,) = {each.cause for each in site_letters(site) if each.reason == "no memory"}
+    about = {"queue": "train", "cause": cause}
+    assert "Redrive all 3" in site.get("/dead", **about).text
     assert "3 dead letters" in site.get("/do/redrive", **about).text
     assert "3 dead letters put back" in site.do("redrive", **about).text
     assert "1 dead letter removed" in site.do("purge", queue="train", id="dead-3").text
     shows(site, "/dead", "No dead letters")
     assert site.get("/do/purge", queue="train", id="dead-3").status == 409
     assert site.get("/do/purge", queue="train").status == 409
-    assert [done["number"] for done in actions(url)] == [3, 1]
+    assert [(done["number"], done.get("reason")) for done in actions(url)] == [
+        (3, "no memory"), (1, None),
+    ]  # fmt: skip
+
+
+def test_a_reason_s_secret_is_nowhere_to_be_read(
+    site: Site, url: str, trains: TrainProducerOperator
+) -> None:
+    secret = "sesame " + "x" * 100
+    reasons = [f"login failed: password='{secret}'", "login failed: password=sesame"]
+    dead(url, trains, *({"reason": reason} for reason in reasons))
+    page = shows(site, "/dead", "login failed: password=(hidden)").partition("<main")[2]
+    seen, left = {}, [("/dead", page)]
+    while left:
+        path, text = left.pop()
+        seen[path] = text
+        for link in re.findall(r'href="(/(?:dead|letter|job|do)[^"#]*)"', text):
+            link = link.replace("&amp;", "&")
+            if link not in seen:
+                left.append((link, site.ask(link).text.partition("<main")[2]))
+    assert {path.partition("?")[0] for path in seen} == {
+        "/dead", "/letter", "/job", "/do/redrive", "/do/purge", "/do/edit",
+    }  # fmt: skip
+    for path, text in seen.items():
+        assert "sesame" not in path + text, path
+    about = {"queue": "train", "cause": site_letters(site)[0].cause}
+    assert "password=(hidden)" in site.get("/do/redrive", **about).text
+    assert "2 dead letters put back" in site.do("redrive", **about).text
+    assert [done["reason"] for done in actions(url)] == ["login failed: password=(hidden)"]
 
 
 def test_a_dead_letter_is_edited_and_runs(
@@ -308,14 +338,14 @@ def test_what_strangers_write_is_inert(site: Site, url: str, trains: TrainProduc
         others.submit({}, job_id=f"../../{name}")
     recorder.flush_all(5)
     shows(site, "/dead", "&lt;script&gt;")
-    (reason,) = {letter.reason for letter in site_letters(site)}
+    (cause,) = {letter.cause for letter in site_letters(site)}
     for path, query in (
         ("/", {}), ("/waiting", {}), ("/dead", {}), ("/workers", {}),
         ("/job", {"phase": "train", "id": name}),
         ("/job", {"phase": "preprocess", "id": f"../../{name}"}),
         ("/job", {"phase": name, "id": HOSTILE[:200]}), ("/sweep", {"name": name}),
         ("/waiting", {"phase": name}), ("/letter", {"queue": "train", "id": name}),
-        ("/letter", {"queue": name, "id": name}), ("/dead", {"queue": "train", "reason": reason}),
+        ("/letter", {"queue": name, "id": name}), ("/dead", {"queue": "train", "cause": cause}),
         ("/do/edit", {"queue": "train", "id": name}), ("/do/cancel", {"phase": "x", "id": name}),
         ("/do/cancel-sweep", {"name": name}), ("/broker", {}),
     ):  # fmt: skip
