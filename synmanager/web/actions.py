@@ -99,19 +99,33 @@ class Actions:
             raise Refused("the journal does not know this job, or no longer")
         if job.ended:
             raise Refused(f"this job has ended: it is {job.state}")
+        phases, name = self._phases_of(job.id), shown(job.id, 80)
+        number = plural(len(phases), "job")
+        if len(phases) > 1:
+            named = " and ".join(f"{name} of {shown(phase, 40)}" for phase in phases)
+            asked = f"Cancel {number}, {named}, as it goes by the id? What waits will not run. What"
+        else:
+            asked = f"Cancel {number}, {name}? If it waits, it will not run. If it"
         return Plan(
-            1,
-            f"Cancel 1 job, {shown(job.id, 80)}? If it waits, it will not run. If it runs, it is "
-            "told at its next check() or progress().",
-            "Cancel 1 job",
+            len(phases),
+            f"{asked} runs is told at its next check() or progress().",
+            f"Cancel {number}",
             is_final=True,
         )
 
     def _cancel(self, form: Form, who: str) -> str:
         job_id, at = form.get("id", ""), time.time()
+        phases = self._phases_of(job_id)
         self._observer.jobs.cancel(job_id)
-        self._record("cancel", who, at, 1, [job_id], phase=form.get("phase", ""))
-        return "1 job was asked to end."
+        about = {"phase": phases[0]} if len(phases) == 1 else {}
+        self._record("cancel", who, at, len(phases), [job_id], **about)
+        return f"{plural(len(phases), 'job was', 'jobs were')} asked to end."
+
+    def _phases_of(self, job_id: str) -> list[str]:
+        """Where jobs of an id have not ended: whoever cancels one asks all of them."""
+        with self._observer.looking():
+            jobs = self._observer.jobs.fold.jobs.values()
+            return sorted(job.phase for job in jobs if job.id == job_id and not job.ended)
 
     def _sweep(self, form: Form) -> tuple[str, Mapping[str, int]]:
         with self._observer.looking():

@@ -223,6 +223,29 @@ def test_a_running_job_is_cancelled(
     assert "has ended" in site.get("/do/cancel", phase="train", id="run-1").text
 
 
+def test_a_cancel_touches_as_many_as_it_says(
+    site: Site, url: str, trains: TrainProducerOperator
+) -> None:
+    trains.submit({}, job_id="same")
+    with PreprocessProducerOperator(url=url) as others:
+        others.submit({}, job_id="same")
+    recorder.flush_all(5)
+    for phase in ("train", "preprocess"):
+        shows(site, "/job", "it is number 1", phase=phase, id="same")
+    asked = site.get("/do/cancel", phase="train", id="same").text
+    assert "Cancel 2 jobs, same of preprocess and same of train" in asked
+    assert "2 jobs were asked to end" in site.do("cancel", phase="train", id="same").text
+    ran: list[dict[str, Any]] = []
+
+    def work(**job: Any) -> None:
+        ran.append(job)
+
+    Worker({"train": work, "preprocess": work}, url=url).run(burst=True)
+    assert ran == []
+    (done,) = actions(url)
+    assert (done["number"], done["ids"], "phase" in done) == (2, ["same"], False)
+
+
 def test_a_running_job_shows_what_it_was_given(
     site: Site, url: str, trains: TrainProducerOperator, held: Held
 ) -> None:
