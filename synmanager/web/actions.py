@@ -261,8 +261,13 @@ class Actions:
         session, at = self._observer.session, time.time()
         if not session.call(lambda broker: broker.edit_letter(queue, letter_id, body)):
             raise Refused("the letter has gone meanwhile")
-        back = session.call(lambda broker: broker.redrive_letters(queue, [letter_id]))
-        self._record("edit", who, at, 1, [letter_id], queue=queue, redriven=back)
+        back = 0
+        try:
+            back = session.call(lambda broker: broker.redrive_letters(queue, [letter_id]))
+        except SynmanagerError as error:
+            raise Refused(f"it is changed, and not known to be back: {shown(error, 500)}") from None
+        finally:
+            self._record("edit", who, at, 1, [letter_id], queue=queue, redriven=back)
         if not back:
             raise Refused(f"it is changed and stays dead: a job of its id is in {queue} already")
         return "1 job was changed, and put back."

@@ -18,7 +18,7 @@ from synmanager import Jobs, Reject, Worker, current_job
 from synmanager.backends.base import DeadLetter
 from synmanager.backends.registry import create_backend
 from synmanager.cli import main
-from synmanager.errors import Retry
+from synmanager.errors import PublishRefused, Retry
 from synmanager.journal import desk, marks, recorder
 from synmanager.journal.events import EVENTS, read
 from synmanager.message import Message
@@ -345,6 +345,26 @@ def test_a_dead_letter_is_edited_and_runs(
     seen: list[dict[str, Any]] = []
     Worker({"train": lambda **job: seen.append(job)}, url=url).run(max_jobs=1)
     assert seen == [{"lr": 0.5, "password": "sesame"}]
+
+
+def test_an_edit_that_is_half_done_is_told(
+    site: Site, url: str, trains: TrainProducerOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead(url, trains, {"lr": 1})
+    about = {"queue": "train", "id": "dead-0"}
+    asked = site.get("/do/edit", **about)
+
+    def fails(*_: object) -> int:
+        raise PublishRefused("no room")
+
+    monkeypatch.setattr(site.observer.session.backend, "redrive_letters", fails)
+    fields = {**about, "form": asked.hidden("form"), "number": "1", "job": '{"lr": 0.5}'}
+    answer = site.post("/do/edit", fields)
+    assert answer.status == 409
+    assert "it is changed, and not known to be back: no room" in answer.text
+    assert "0.5" in answer.text
+    (done,) = actions(url)
+    assert (done["type"], done["ids"], done["redriven"]) == ("action.edit", ["dead-0"], 0)
 
 
 def test_what_strangers_write_is_inert(site: Site, url: str, trains: TrainProducerOperator) -> None:
