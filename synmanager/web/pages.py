@@ -120,7 +120,8 @@ class Pages:
         page = Page("running.html", "Running")
         page.pieces["tiles"] = self._make("tiles", states, self._dead())
         page.pieces["more"] = self._make("more", len(summary.running), states["running"], "running")
-        page.lists["running"] = self._rows("running_row", summary.running)
+        tags = self._tags(job.worker for job in summary.running)
+        page.lists["running"] = self._rows("running_row", summary.running, tags)
         page.lists["ended"] = self._rows("ended_row", summary.ended[:_LAST])
         return page
 
@@ -185,7 +186,9 @@ class Pages:
             "job_head", job, hidden_in_text(why), self.allows, query_of(**_names(job)),
             is_letter and bool(self.letters.chosen(job.phase, "", job.id)),
         )  # fmt: skip
-        page.pieces["facts"] = self._make("job_facts", job, observer.settings.max_attempts)
+        page.pieces["facts"] = self._make(
+            "job_facts", job, observer.settings.max_attempts, self._tags([job.worker])
+        )
         page.lists["timeline"] = {
             key_of("moment", place): self._make("moment", moment, key_of("moment", place))
             for place, moment in enumerate(moments)
@@ -357,9 +360,19 @@ class Pages:
         with self._observer.looking():
             return sum(found.dead for found in self._observer.counts.values() if found is not None)
 
-    def _rows(self, macro: str, jobs: Iterable[State]) -> dict[str, Markup]:
+    def _tags(self, workers: Iterable[str | None]) -> dict[str, tuple[str, ...]]:
+        """The tags of workers by their ids, as far as they have announced any."""
+        with self._observer.looking():
+            known = self._observer.jobs.fold.workers
+            return {
+                name: known[name].tags for name in workers if name is not None and name in known
+            }
+
+    def _rows(self, macro: str, jobs: Iterable[State], *more: Any) -> dict[str, Markup]:
         most = self._observer.settings.max_attempts
-        return {_key(job): self._make(macro, job, _key(job), _link(job), most) for job in jobs}
+        return {
+            _key(job): self._make(macro, job, _key(job), _link(job), most, *more) for job in jobs
+        }
 
     def _make(self, macro: str, *values: Any) -> Markup:
         made: Markup = getattr(self._macros, macro)(*values)

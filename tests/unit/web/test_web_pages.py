@@ -137,8 +137,10 @@ def test_what_runs_is_shown_with_its_progress(
     page = shows(site, "/", "run-1", "25 %", "half &lt;b&gt;way", "0.25", "1 of 5")
     assert "sesame" not in page
     assert "(hidden)" in page
+    assert '<span class="tag">gpu</span>' in page.partition('id="running"')[2]
     shows(site, "/workers", "gpu", "run-1")
     page = shows(site, "/job", "it has run on", "started", phase="train", id="run-1")
+    assert '<span class="tag">gpu</span>' in page
     assert "sesame" not in page
 
 
