@@ -13,11 +13,10 @@ from urllib.parse import quote, urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from synmanager.journal import events
 from synmanager.journal.fold import Progress
 from synmanager.redact import hidden, hidden_in_text
 from synmanager.text import shown
-from synmanager.web import numbers
-from synmanager.web.numbers import end_of, finite
 from synmanager.words import ago, duration, number
 from synmanager.words import moment as on_the_wall
 
@@ -142,7 +141,7 @@ def environment(settings: Mapping[str, Any]) -> Environment:
         lines=lines, figure=figure, clock=clock, secretless=hidden_in_text, urlencode=_in_query,
     )  # fmt: skip
     made.globals.update(
-        now=time.time, share=share, fields=fields, letter_of=letter_of, end_of=end_of, said=_SAID,
+        now=time.time, share=share, fields=fields, letter_of=letter_of, said=_SAID,
         colour=_COLOUR, nothing=_NOTHING, **settings,
     )  # fmt: skip
     return made
@@ -165,7 +164,7 @@ def lines(text: str, limit: int = 20_000) -> str:
 
 def figure(value: object) -> str:
     """A number in as few digits as say something, or a short text."""
-    known = finite(value)
+    known = events.number(value)
     if known is None:
         return shown(value, 40)
     return f"{known:,}" if isinstance(known, int) and abs(known) < 1e9 else f"{known:.4g}"
@@ -173,7 +172,7 @@ def figure(value: object) -> str:
 
 def moment(at: float | None) -> str:
     """A time in seconds since the epoch, by the clock on the wall; "" for what can be none."""
-    return on_the_wall(numbers.moment(at))
+    return on_the_wall(events.moment(at))
 
 
 def clock(at: float) -> str:
@@ -183,7 +182,7 @@ def clock(at: float) -> str:
 
 def share(progress: Progress) -> float:
     """How far a job is, in percent, whatever it says."""
-    done, total = finite(progress.done), finite(progress.total)
+    done, total = events.number(progress.done), events.number(progress.total)
     if done is None or not total:
         return 0.0
     return round(min(max(done / total, 0.0), 1.0) * 100, 1)

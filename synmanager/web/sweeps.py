@@ -6,10 +6,10 @@ import json
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 
+from synmanager.journal import events
 from synmanager.journal.events import Event
 from synmanager.journal.fold import State
 from synmanager.phases import PHASES
-from synmanager.web.numbers import finite, moment
 
 __all__ = ["STATES", "Figure", "SweepView", "Sweeps"]
 
@@ -79,7 +79,11 @@ class Sweeps:
         kind, data = event.type.removeprefix("sweep."), event.data
         name = str(data["name"])
         if kind == "begun" and name not in self.by_name:
-            total, phase, at = int(data["total"]), str(data["phase"]), moment(data["submitted_at"])
+            total, phase, at = (
+                int(data["total"]),
+                str(data["phase"]),
+                events.moment(data["submitted_at"]),
+            )
             if not 0 < total <= _MOST_JOBS or phase not in PHASES or at is None:
                 return
             made = SweepView(name, phase, total, at, bytearray(total))
@@ -113,7 +117,7 @@ class Sweeps:
     @staticmethod
     def _figures(sweep: SweepView, figures: dict[str, object], job_id: str) -> None:
         for name, said in figures.items():
-            value = finite(said)
+            value = events.number(said)
             if value is None:
                 continue
             known = sweep.figures.get(name)

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from synmanager.journal.events import Event, micro
-from synmanager.web.numbers import moment
+from synmanager.journal.events import Event, micro, moment
 
 __all__ = ["Moment", "Timelines"]
 
