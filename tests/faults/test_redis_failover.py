@@ -71,6 +71,13 @@ def fail_over(group: RedisGroup) -> float:
     return time.monotonic()
 
 
+def hand_over(group: RedisGroup) -> float:
+    """The same, but nobody has the clients wait meanwhile."""
+    assert isinstance(group, SentinelGroup)
+    group.hand_over()
+    return time.monotonic()
+
+
 def freeze(group: RedisGroup) -> float:
     """The primary stands still until there is another one, and comes back as its replica."""
     before = group.primary
@@ -100,6 +107,7 @@ def move(group: RedisGroup) -> float:
     ("servers", "fault"),
     [
         *((kind, fault) for kind in GROUPS for fault in (kill, fail_over, freeze, restart)),
+        (SentinelGroup, hand_over),
         (ClusterGroup, move),
     ],
     indirect=["servers"],
@@ -112,7 +120,7 @@ def test_the_primary_is_lost(
     is_long: bool,
     figures: Callable[[str], None],
 ) -> None:
-    if fault not in (kill, move) and not is_long:
+    if fault not in (kill, hand_over, move) and not is_long:
         pytest.skip("in the long form")
     count = 5000 if is_long else 150
     patience = 60 + 2 * PACE * count  # seconds

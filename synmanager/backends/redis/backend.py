@@ -15,6 +15,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from redis import RedisError
+
 from synmanager.backends.base import (
     Address,
     Counts,
@@ -41,7 +43,13 @@ from synmanager.backends.redis.entries import (
     write,
     write_letter,
 )
-from synmanager.backends.redis.faults import Failed, code_of, takes_no_writes, translate
+from synmanager.backends.redis.faults import (
+    Failed,
+    callers_own,
+    code_of,
+    takes_no_writes,
+    translate,
+)
 from synmanager.backends.redis.guides import Guides, Nodes, Sentinels
 from synmanager.backends.redis.keys import Keys, kinds_of_queue
 from synmanager.backends.redis.options import (
@@ -58,6 +66,7 @@ from synmanager.backends.redis.options import (
     silence,
 )
 from synmanager.backends.redis.replicas import replicas_at
+from synmanager.backends.redis.rivals import PATIENCE, Rivals
 from synmanager.backends.redis.scripts import Script
 from synmanager.backends.redis.shapes import Fits, each, found, many, or_none, text, whole
 from synmanager.errors import (
@@ -183,6 +192,7 @@ class RedisBackend(QueueBackend):
         super().__init__(address)
         self._keys = Keys(prefix_of(address))
         self._options = connection_options(address)
+        self._sentinels: Sentinels | None = None
         self._connection_class = connection_class or self._fitting()
         self._where = place(address)
         self._replicas = replicas_of(address)
@@ -210,7 +220,7 @@ class RedisBackend(QueueBackend):
 
         guides: Guides
         if self.address.scheme in SENTINEL_SCHEMES:
-            guides = Sentinels(connect, hosts, primary_name(self.address))
+            guides = self._sentinels = Sentinels(connect, hosts, primary_name(self.address))
         else:
             guides = Nodes(connect, hosts, self._keys.queues)
         followed = FollowedTls if tls else FollowedPlain
@@ -266,6 +276,7 @@ class RedisBackend(QueueBackend):
             if self._replicas:
                 seconds = min(_REPLICATION, patience(self.address) / 2)
                 connections.replicas = replicas_at(connections.call, self._replicas, seconds)
+                connections.rivals = self._rivals()
             if self.address.scheme in self.clustered:
                 # Another server's clock is another one, and may not have heard of all renewals.
                 self._trust = ClockTrust(self.address.lease)
@@ -286,6 +297,25 @@ class RedisBackend(QueueBackend):
                     ours = AccessRefused(f"{self._where} is no Redis: it speaks {other}")
             raise ours from failed.error
         self._known = connections.ready = True
+
+    def _rivals(self) -> Rivals | None:
+        """Who may be promoted behind the back of the primary; a cluster's nodes agree with it."""
+        if self._sentinels is None:
+            return None
+        limits = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
+        options: dict[str, Any] = {**self._options, **limits}
+        ask = partial(Tls if has_tls(self.address) else Plain, **options)
+
+        def connect(host: str, port: int) -> Any:
+            return ask(host=host, port=port)
+
+        try:
+            told = self._sentinels.replicas()
+        except (RedisError, OSError) as error:
+            if callers_own(error, None):
+                raise
+            told = []  # we may not ask for them: those that are connected are known from now on
+        return Rivals(connect, told)
 
     def _other_server(self) -> str:
         """What a server speaks that gave no answer of Redis's, if that can be found out."""

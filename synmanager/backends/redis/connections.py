@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
 
@@ -23,6 +23,7 @@ from redis import exceptions as redis_errors
 from synmanager.backends.redis.dialling import hang_up
 from synmanager.backends.redis.faults import Failed, OutOfTurn, callers_own, is_answer
 from synmanager.backends.redis.replicas import Replicas
+from synmanager.backends.redis.rivals import Rivals
 from synmanager.backends.redis.scripts import Script
 from synmanager.backends.redis.shapes import Fits
 from synmanager.text import shown
@@ -53,6 +54,7 @@ class Connections:
         closed: for good.
         ready: whether calls may go on; its user's to set, until something is wrong.
         replicas: what scripts wait for whose work has to last.
+        rivals: whom every script looks out for.
     """
 
     def __init__(self, connect: Callable[[], Any], where: str) -> None:
@@ -67,18 +69,19 @@ class Connections:
         self.closed = False
         self.ready = False
         self.replicas: Replicas | None = None
+        self.rivals: Rivals | None = None
 
     def call(
         self,
         *command: Any,
         fits: Fits,
-        replicas: Replicas | None = None,
+        behind: Sequence[Replicas | Rivals] = (),
         called_off: Callable[[], bool] | None = None,
     ) -> Any:
         """Send one command and return the answer.
 
         Args:
-            replicas: what must have it first.
+            behind: what is sent behind it, and has to agree.
             called_off: asked once a second while there is no answer, whether to go on waiting.
             fits: tells whether an answer may be one to this command. If not, something is between
                 us and the server, or was sent to it that was not ours, and every later answer
@@ -97,13 +100,13 @@ class Connections:
             self._busy[id(connection)] = ref(connection), self._generation
             self._prepare(connection, used)
             sent = True
-            if replicas is None:
+            if not behind:
                 connection.send_packed_command([_pack(command)])
                 if called_off is not None:
                     _await(connection, called_off)
                 reply = connection.read_response()
             else:
-                reply = _replicated(connection, command, replicas)
+                reply = _confirmed(connection, command, behind)
             if not fits(reply):
                 raise OutOfTurn(f"{shown(repr(reply))}, in answer to {command[0]}")
             self._put_back(connection)
@@ -123,14 +126,15 @@ class Connections:
 
     def run(self, script: Script, keys: list[str], args: tuple[Any, ...]) -> Any:
         """Run a script on the server, which may have forgotten it since the last time."""
-        fits, replicas = script.fits, self.replicas if script.lasts else None
-        rest = len(keys), *keys, *args
+        fits, rest = script.fits, (len(keys), *keys, *args)
+        checks = (self.replicas if script.lasts else None, self.rivals)
+        behind = [check for check in checks if check is not None]
         try:
-            return self.call("EVALSHA", script.sha, *rest, fits=fits, replicas=replicas)
+            return self.call("EVALSHA", script.sha, *rest, fits=fits, behind=behind)
         except Failed as failure:
             if failure.code != "NOSCRIPT":
                 raise
-        return self.call("EVAL", script.source, *rest, fits=fits, replicas=replicas)
+        return self.call("EVAL", script.source, *rest, fits=fits, behind=behind)
 
     def close(self) -> None:
         """Disconnect. Calls under way in other threads end with an error."""
@@ -193,19 +197,26 @@ def _await(connection: Any, called_off: Callable[[], bool]) -> None:
             raise redis_errors.TimeoutError(f"no answer for {patience:g} s")
 
 
-def _replicated(connection: Any, command: tuple[Any, ...], replicas: Replicas) -> Any:
-    """Send a command, and in the same breath wait until replicas have what it wrote."""
-    connection.send_packed_command([_pack(command) + _pack(replicas.command)])
-    try:
-        reply = connection.read_response()
-    except redis_errors.ResponseError:
-        connection.read_response()  # also where there is nothing to wait for
-        raise
-    found = connection.read_response()
-    if not replicas.fits(found):
-        raise OutOfTurn(f"{shown(repr(found))}, in answer to {replicas.command[0]}")
-    replicas.check(found)
-    return reply
+def _confirmed(
+    connection: Any, command: tuple[Any, ...], behind: Sequence[Replicas | Rivals]
+) -> Any:
+    """Send a command, and in the same breath ask whether what it does will last."""
+    words = [_pack(command), *(_pack(check.command) for check in behind)]
+    connection.send_packed_command([b"".join(words)])
+    replies: list[Any] = []
+    for _ in words:  # all of them, whatever the first one is
+        try:
+            replies.append(connection.read_response())
+        except redis_errors.ResponseError as error:
+            replies.append(error)
+    for reply in replies:
+        if isinstance(reply, redis_errors.ResponseError):
+            raise reply
+    for check, reply in zip(behind, replies[1:], strict=True):
+        if not check.fits(reply):
+            raise OutOfTurn(f"{shown(repr(reply))}, in answer to {check.command[0]}")
+        check.check(reply)
+    return replies[0]
 
 
 def _pack(command: tuple[Any, ...]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from redis import exceptions as redis_errors
 from redis.crc import key_slot
@@ -19,6 +19,12 @@ __all__ = ["NODE_PORT", "SENTINEL_PORT", "Guides", "Nodes", "Sentinels"]
 SENTINEL_PORT, NODE_PORT = 26379, 6379
 
 _place = each(text, text)
+
+#: What a Sentinel says of a replica that is gone. One that is "disconnected" has been promoted,
+#: perhaps: then it hangs up.
+_DOWN = {"s_down", "o_down"}
+
+T = TypeVar("T")
 
 
 class Guides(ABC):
@@ -40,18 +46,21 @@ class Guides(ABC):
     def locate(self) -> tuple[str, int]:
         """The server's host and port, by the first one that knows.
 
-        Another one is asked first each time: one that is cut off from the others does not hear of
-        a failover.
-
         Raises:
             redis_errors.RedisError, OSError: none of them knows; the reason of the last one.
+        """
+        return self._first(self._ask)
+
+    def _first(self, ask: Callable[[Any, str], T | None]) -> T:
+        """The first answer. Another one is asked first each time: one that is cut off from the
+        others does not hear of a failover.
         """
         failure: Exception = redis_errors.ConnectionError("there is nobody to ask")
         for host, port in spread(self._hosts):
             connection = self._connect(host, port or self.port)
             try:
                 connection.connect()
-                found = self._ask(connection, host)
+                found = ask(connection, host)
             except (redis_errors.RedisError, OSError) as error:
                 if callers_own(error, None):
                     raise
@@ -99,6 +108,24 @@ class Sentinels(Guides):
         connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
         found = connection.read_response()
         return (found[0].decode("utf-8", "replace"), int(found[1])) if _place(found) else None
+
+    def replicas(self) -> list[tuple[str, int]]:
+        """Those that are not gone, as the first Sentinel says that knows them.
+
+        Raises:
+            redis_errors.RedisError, OSError: none of them does.
+        """
+        return self._first(self._ask_for_replicas)
+
+    def _ask_for_replicas(self, connection: Any, _: str) -> list[tuple[str, int]] | None:
+        connection.send_command("SENTINEL", "REPLICAS", self._name)
+        found = []
+        for fields in connection.read_response():
+            texts = [field.decode("utf-8", "replace") for field in fields]
+            replica = dict(zip(texts[::2], texts[1::2], strict=False))
+            if not _DOWN & {*replica["flags"].split(",")}:
+                found.append((replica["ip"], int(replica["port"])))
+        return found
 
 
 class Nodes(Guides):

@@ -64,6 +64,12 @@ class SentinelGroup(RedisGroup):
         wait_until(self._begins_failover, 30, "a Sentinel begins a failover")
         self.wait_other(before)
 
+    def hand_over(self) -> None:
+        """A failover of which the primary hears last: until then it takes what is written."""
+        before = self.primary
+        wait_until(self._begins_failover, 30, "a Sentinel begins a failover")
+        self.wait_other(before)
+
     def _join(self) -> None:
         primary, *replicas = self.nodes
         for replica in replicas:

@@ -1,0 +1,136 @@
+"""A replica that is missing is asked whether it has been promoted."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from redis import exceptions as redis_errors
+
+from synmanager.backends.redis.rivals import Rivals
+
+OURS, NEWER, NONE = "a" * 40, "b" * 40, "0" * 40
+FIRST, SECOND = ("10.0.0.1", 6379), ("10.0.0.2", 6379)
+
+
+def said(*online: tuple[str, int], role: str = "master", now: str = OURS, was: str = NONE) -> bytes:
+    """As ``INFO replication`` says it."""
+    slaves = [
+        f"slave{number}:ip={host},port={port},state=online,offset=14,lag=0"
+        for number, (host, port) in enumerate(online)
+    ]
+    head, tail = [f"role:{role}"], [f"master_replid:{now}", f"master_replid2:{was}"]
+    return "\r\n".join(["# Replication", *head, *slaves, *tail, ""]).encode()
+
+
+class Servers:
+    """What each place says; who says nothing is gone.
+
+    Attributes:
+        asked: the places, in their order.
+    """
+
+    def __init__(self) -> None:
+        self.says: dict[tuple[str, int], Any] = {}
+        self.asked: list[tuple[str, int]] = []
+
+    def __call__(self, host: str, port: int) -> Any:
+        servers, place = self, (host, port)
+
+        class Connection:
+            def connect(self) -> None:
+                servers.asked.append(place)
+                if place not in servers.says:
+                    raise redis_errors.ConnectionError("refused")
+
+            def send_command(self, *words: str) -> None:
+                assert words == Rivals.command
+
+            def read_response(self) -> Any:
+                return servers.says[place]
+
+            def disconnect(self) -> None:
+                pass
+
+        return Connection()
+
+
+@pytest.fixture
+def servers() -> Servers:
+    return Servers()
+
+
+def test_nobody_is_asked_while_all_are_there(servers: Servers) -> None:
+    known = Rivals(servers, [FIRST])
+    known.check(said(FIRST))
+    known.check(said(FIRST, SECOND))
+    known.check(said(SECOND, FIRST))
+    assert servers.asked == []
+
+
+@pytest.mark.parametrize("role", ["master", "slave"])
+def test_who_continues_our_history_is_or_follows_another_primary(
+    servers: Servers, role: str
+) -> None:
+    known = Rivals(servers, [])
+    known.check(said(FIRST, SECOND))
+    servers.says[FIRST] = said(role=role, now=NEWER, was=OURS)
+    with pytest.raises(redis_errors.ConnectionError, match=r"10\.0\.0\.1:6379 has left it"):
+        known.check(said(SECOND))
+    assert servers.asked == [FIRST]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(said(role="slave"), id="it comes back"),
+        pytest.param(said(now=NEWER), id="it was the primary before us"),
+        pytest.param(None, id="nonsense"),
+    ],
+)
+def test_who_does_not_is_no_rival(servers: Servers, answer: Any) -> None:
+    known = Rivals(servers, [FIRST, SECOND])
+    servers.says[FIRST] = answer
+    for _ in range(2):  # each time: a moment later it may be one
+        known.check(said(SECOND))
+    assert servers.asked == [FIRST, FIRST]
+
+
+def test_who_is_gone_is_asked_again_later(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("synmanager.backends.redis.rivals.time", clock)
+    known = Rivals(servers, [FIRST, SECOND])
+    known.check(said(SECOND))
+    known.check(said(SECOND))
+    assert servers.asked == [FIRST]
+    servers.says[FIRST] = said(now=NEWER, was=OURS)
+    now += 1.0
+    with pytest.raises(redis_errors.ConnectionError):
+        known.check(said(SECOND))
+
+
+def test_names_of_the_sentinels_may_differ_from_the_servers(servers: Servers) -> None:
+    known = Rivals(servers, [("replica-1", 6379), ("replica-2", 6379)])
+    known.check(said(FIRST, SECOND))
+    assert servers.asked == []
+    servers.says["replica-1", 6379] = said(now=NEWER, was=OURS)
+    with pytest.raises(redis_errors.ConnectionError):
+        known.check(said(SECOND))
+
+
+def test_a_server_that_has_become_a_replica_confirms_nothing(servers: Servers) -> None:
+    with pytest.raises(redis_errors.ConnectionError, match="become a replica"):
+        Rivals(servers, []).check(said(role="slave"))
+
+
+def test_what_a_signal_handler_raises_passes_through(servers: Servers) -> None:
+    def connect(host: str, port: int) -> Any:
+        raise KeyboardInterrupt
+
+    known = Rivals(connect, [FIRST])
+    with pytest.raises(KeyboardInterrupt):
+        known.check(said())
