@@ -10,6 +10,7 @@ from synmanager.backends.base import Delivery
 from synmanager.engine import forks
 from synmanager.engine.outcomes import End, Step, after_error
 from synmanager.engine.session import Session
+from synmanager.errors import LeaseLost
 from synmanager.job import Job
 from synmanager.text import shown
 
@@ -83,14 +84,27 @@ class LeaseKeeper:
         for number in itertools.count(1):
             if closing.wait(self._interval / looks):
                 return
-            self._renew_all(told=number % looks == 0)
+            if number % looks:
+                self._look()
+            else:
+                self._renew_all()
 
-    def _renew_all(self, *, told: bool = True) -> None:
+    def _look(self) -> None:
+        """Find out what is lost already; nothing is waited for, not even a connection."""
+        for delivery, job in tuple(self._held.items()):
+            try:
+                self._session.backend.renew(delivery)
+            except LeaseLost as error:
+                self._lose(delivery, job, error)
+            except Exception:  # the next renewal says it
+                continue
+
+    def _renew_all(self) -> None:
         for delivery, job in tuple(self._held.items()):
             if not delivery.settled:
-                self._renew(delivery, job, told=told)
+                self._renew(delivery, job)
 
-    def _renew(self, delivery: Delivery, job: Job, *, told: bool) -> None:
+    def _renew(self, delivery: Delivery, job: Job) -> None:
         # Longer than until the next renewal nobody waits: there are other jobs.
         clock = self._session.backend.clock
         until = clock.now() + self._interval
@@ -101,7 +115,7 @@ class LeaseKeeper:
                 endless=True,
                 called_off=lambda: self._closing.is_set() or clock.now() > until,
             )
-            if told and job.reporter is not None:
+            if job.reporter is not None:
                 job.reporter.renewed()
         except Exception as error:
             # Whatever it is, a thread that ended would lose the lease of every job.
@@ -111,8 +125,10 @@ class LeaseKeeper:
                     shown(job.id),
                     shown(error),
                 )
-            elif self._held.pop(delivery, None) is not None:
-                job.lease_lost = True
-                logger.warning(
-                    "job %s lost its lease while running: %s", shown(job.id), shown(error)
-                )
+            else:
+                self._lose(delivery, job, error)
+
+    def _lose(self, delivery: Delivery, job: Job, error: Exception) -> None:
+        if self._held.pop(delivery, None) is not None:
+            job.lease_lost = True
+            logger.warning("job %s lost its lease while running: %s", shown(job.id), shown(error))

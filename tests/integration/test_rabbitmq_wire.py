@@ -230,8 +230,10 @@ def test_a_running_job_hears_soon_that_it_is_another_s(
     job = Job(held.message.id, "train", Rank.NORMAL, 1, None)
     keeper = LeaseKeeper(session, lease=600.0)
     keeper.keep(held, job)
+    wire.hold_replies()  # nor is there a new connection soon
     wire.cut()
     until(lambda: job.lease_lost, "it is told")
+    wire.release_replies()
     session.close()
     keeper.close()
 

@@ -393,9 +393,13 @@ class RabbitMQBackend(NativeBackend):
             self._remove(delivery, receipt)
 
     def renew(self, delivery: Delivery) -> None:
-        if not delivery.settled:
-            with self._connected() as link:
-                self._receipt(link, delivery)
+        if delivery.settled:
+            return
+        receipt: _Receipt = delivery.receipt
+        if receipt.arrival.lane.is_lost:  # no new connection brings it back
+            raise _lost(delivery, receipt)
+        with self._connected() as link:
+            self._receipt(link, delivery)
 
     def count(self, queue: str) -> Counts:
         _check_names(dead_queue(queue))
