@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from synmanager.backends.base import Address, Counts, Facts, Features, QueueBackend
 from synmanager.backends.registry import create_backend
+from synmanager.backends.urls import written_hosts
 from synmanager.errors import SynmanagerError, TopologyError
 from synmanager.phases import COMPLETED, PHASES, with_phases
 from synmanager.words import plural, size
@@ -49,6 +50,16 @@ _RABBITMQ_ENDED = {
     (3, 13): "2024-09-17",
     (4, 0): "2025-04-15",
     (4, 1): "2026-01-30",
+}
+
+
+#: The name of a plain protocol in a scheme, and of the same over TLS.
+_TLS_NAMES = {"amqp": "amqps", "redis": "rediss", "valkey": "valkeys"}
+
+#: How a primary gets a replica, by who lets that take over.
+_REPLICA_REMEDIES = {
+    "sentinel": "Start a replica (replicaof), and see that Sentinel lists it: SENTINEL REPLICAS.",
+    "cluster": "Add a node as this one's replica (CLUSTER REPLICATE): docs/clusters.md",
 }
 
 
@@ -263,7 +274,7 @@ def other_nodes(seen: Seen) -> Iterator[Finding]:
         return
     clusters: dict[str, list[str]] = {}
     for host, port in seen.address.hosts:
-        name = host if port is None else f"{host}:{port}"
+        name = written_hosts([(host, port)])
         answer = _visit(replace(seen.address, host=host, port=port, others=()))
         if isinstance(answer, SynmanagerError):
             yield Finding(
@@ -325,6 +336,7 @@ def missing_replicas(seen: Seen) -> Iterator[Finding]:
     if there is None or not seen.is_redis:
         return
     wanted = int(seen.address.options.get("replicas", 0))
+    how = seen.address.scheme.partition("+")[2]
     if int(there) < wanted:
         yield Finding(
             Severity.DANGER,
@@ -332,11 +344,11 @@ def missing_replicas(seen: Seen) -> Iterator[Finding]:
             "confirmed",
             "Start the replicas, or ask for fewer (?replicas=…): docs/clusters.md",
         )
-    elif there == "0" and "+sentinel" in seen.address.scheme:
+    elif there == "0" and how in _REPLICA_REMEDIES:
         yield Finding(
             Severity.WARNING,
             "no replica is connected to the primary: nothing can take over from it",
-            "Start a replica (replicaof), and see that Sentinel lists it: SENTINEL REPLICAS.",
+            _REPLICA_REMEDIES[how],
         )
 
 
@@ -344,40 +356,48 @@ def open_guest(seen: Seen) -> Iterator[Finding]:
     """Whether guest, whose password everybody knows, is let in from the network."""
     if not seen.is_rabbitmq or seen.address.scheme not in ("amqp", "amqps"):
         return
-    host = seen.address.host or "localhost"
-    if is_loopback(host):
-        # From here the broker may see a neighbour: look as somebody of the network would.
-        host = _own_address() or ""
-    if host and _lets_in(replace(seen.address, host=host, username="guest", password="guest")):
+    # From here the broker may see a neighbour: look as somebody of the network would.
+    places = (
+        (_own_address() if is_loopback(host) else host, port) for host, port in _hosts(seen.address)
+    )
+    guest = replace(seen.address, username="guest", password="guest")
+    lax = [
+        (host, port)
+        for host, port in dict.fromkeys(places)
+        if host and _lets_in(replace(guest, host=host, port=port, others=()))
+    ]
+    if lax:
         yield Finding(
             Severity.DANGER,
-            f"anybody who reaches {host} is let in as guest, with the password that everybody "
-            "knows, and may read, change and delete all jobs",
+            f"anybody who reaches {_either(dict(lax))} is let in as guest, with the password "
+            "that everybody knows, and may read, change and delete all jobs",
             "Make users of your own (rabbitmqctl add_user), then rabbitmqctl delete_user guest; "
             "or leave loopback_users as it is by default.",
         )
 
 
 def open_redis(seen: Seen) -> Iterator[Finding]:
-    if seen.is_redis and not (seen.address.username or seen.address.password):
-        host = seen.address.host or "localhost"
-        if not is_loopback(host):
-            yield Finding(
-                Severity.DANGER,
-                f"anybody who reaches {host} is let in without a password, and may read, change "
-                "and delete all jobs",
-                "Set requirepass, or ACL users, and SYNMANAGER_USERNAME and SYNMANAGER_PASSWORD.",
-            )
+    far = _far(seen.address)
+    if seen.is_redis and far and not (seen.address.username or seen.address.password):
+        where = _either(far)
+        if "+sentinel" in seen.address.scheme:  # whose own password is another matter
+            where = f"the primary that the Sentinels at {where} name"
+        yield Finding(
+            Severity.DANGER,
+            f"anybody who reaches {where} is let in without a password, and may read, change "
+            "and delete all jobs",
+            "Set requirepass, or ACL users, and SYNMANAGER_USERNAME and SYNMANAGER_PASSWORD.",
+        )
 
 
 def no_tls(seen: Seen) -> Iterator[Finding]:
-    plain = seen.address.scheme in ("amqp", "redis", "valkey")
-    host = seen.address.host or "localhost"
-    if plain and not is_loopback(host):
+    encrypted = _over_tls(seen.address.scheme)
+    far = _far(seen.address)
+    if encrypted and far:
         yield Finding(
             Severity.WARNING,
-            f"jobs and passwords travel to {host} unencrypted",
-            f"Use {seen.address.scheme}s:// with a certificate: docs/backends.md",
+            f"jobs and passwords travel to {' and '.join(far)} unencrypted",
+            f"Use {encrypted}:// with a certificate: docs/backends.md",
         )
 
 
@@ -527,6 +547,26 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _hosts(address: Address) -> Sequence[tuple[str, int | None]]:
+    """All hosts that an address means, with their ports."""
+    return address.hosts or (("localhost", address.port),)
+
+
+def _far(address: Address) -> list[str]:
+    """Those hosts that are reached over a network."""
+    return [host for host in dict(_hosts(address)) if not is_loopback(host)]
+
+
+def _either(hosts: Iterable[str]) -> str:
+    return " or ".join(dict.fromkeys(hosts))
+
+
+def _over_tls(scheme: str) -> str | None:
+    """The scheme of the same broker over TLS; None if there is none, or this is it."""
+    encrypted = "+".join(_TLS_NAMES.get(part, part) for part in scheme.split("+"))
+    return None if encrypted == scheme else encrypted
 
 
 def _own_address() -> str | None:

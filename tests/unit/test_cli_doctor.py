@@ -20,7 +20,7 @@ from synmanager.checks import CHECKS, Finding, Seen, Severity
 from synmanager.cli import main
 from synmanager.errors import BrokerUnavailable, SynmanagerError, TopologyError
 from synmanager.phases import PHASES
-from synmanager.settings import load_settings
+from synmanager.settings import load_settings, parse_url
 
 Captured = pytest.CaptureFixture[str]
 
@@ -61,6 +61,7 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
     def lets_in(address: Address) -> bool:
         assert (address.username, address.password) == ("guest", "guest")
+        assert not address.others  # else it is not known who has let us in
         return open_at.get(address.host or "", False)
 
     monkeypatch.setattr(checks, "_lets_in", lets_in)
@@ -131,6 +132,21 @@ def test_guest_of_a_broker_on_this_machine(guest: dict[str, bool]) -> None:
     assert "10.0.0.7 is let in as guest" in finding.what
 
 
+def test_guest_at_each_host_of_a_url(
+    guest: dict[str, bool], nodes: dict[str, Facts | SynmanagerError]
+) -> None:
+    here = Address("amqps", "localhost", 5672, others=(("127.0.0.1", 5673), ("mq.example", None)))
+    nodes.update({host: node() for host, _ in here.hosts})
+    guest["localhost"] = guest["127.0.0.1"] = True
+    assert not [each for each in found(rabbitmq("4.3.6"), here) if "guest" in each.what]
+    guest["mq.example"] = True
+    (finding,) = [each for each in found(rabbitmq("4.3.6"), here) if "guest" in each.what]
+    assert "reaches mq.example is let in" in finding.what
+    guest["10.0.0.7"] = True
+    (finding,) = [each for each in found(rabbitmq("4.3.6"), here) if "guest" in each.what]
+    assert "reaches 10.0.0.7 or mq.example is let in" in finding.what
+
+
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Facts | SynmanagerError]:
     """What each host answers that a URL names."""
@@ -164,7 +180,7 @@ def test_the_nodes_that_a_url_names(
     nodes["b"] = BrokerUnavailable("RabbitMQ at b:5673 answers nothing")
     (finding,) = found(rabbitmq("4.3.6", **RANKED), THREE)
     assert finding.severity is Severity.WARNING
-    assert "b:5673 does not let us in" in finding.what
+    assert finding.what.startswith("b:5673 does not let us in")
     assert "answers nothing" in finding.what
     nodes["b"] = node("another")
     (finding,) = found(rabbitmq("4.3.6", **RANKED), THREE)
@@ -211,9 +227,19 @@ def test_replicas_that_a_url_counts_on() -> None:
     (finding,) = found(redis(connected_slaves="0"), one)
     assert finding.severity is Severity.DANGER
     assert "asks for 1 replicas, and Redis has 0" in finding.what
-    watched = Address("rediss+sentinel", "s1", username="a", password="b", path="grid/0")
-    (finding,) = found(redis(connected_slaves="0"), watched)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "word"),
+    [("rediss+sentinel", "SENTINEL REPLICAS"), ("valkeys+cluster", "CLUSTER REPLICATE")],
+)
+def test_a_primary_that_nobody_can_follow(scheme: str, word: str) -> None:
+    address = Address(scheme, "s1", username="a", password="b")
+    assert found(redis(connected_slaves="1"), address) == []
+    (finding,) = found(redis(connected_slaves="0"), address)
+    assert finding.severity is Severity.WARNING
     assert "nothing can take over" in finding.what
+    assert word in finding.remedy
 
 
 @pytest.mark.parametrize(
@@ -271,6 +297,45 @@ def test_no_encryption_and_no_password_off_loopback() -> None:
     words = [each.what for each in found(redis(), Address("redis", "mq.example"))]
     assert any("without a password" in each for each in words)
     assert any("unencrypted" in each for each in words)
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts", "scheme"),
+    [
+        ("amqp://u:p@far/", "far", "amqps"),
+        ("amqp://u:p@127.0.0.1,far:5673,[::1],[fe80::1]/", "far and fe80::1", "amqps"),
+        ("valkey://u:p@far", "far", "valkeys"),
+        ("redis+sentinel://u:p@localhost,far/grid/0", "far", "rediss+sentinel"),
+        ("valkey+cluster://u:p@far:1,far:2", "far", "valkeys+cluster"),
+        ("kombu+redis://u:p@far", "far", "kombu+rediss"),
+        ("amqp://u:p@127.0.0.1,localhost/", None, ""),
+        ("amqps://u:p@far/", None, ""),
+        ("rediss+sentinel://u:p@far/grid/0", None, ""),
+        ("kombu+sqs://u:p@far", None, ""),
+    ],
+)
+def test_what_travels_unencrypted(url: str, hosts: str | None, scheme: str) -> None:
+    findings = list(checks.no_tls(Seen(parse_url(url), Facts(), FEATURES, {}, 1.0)))
+    assert [each.what for each in findings] == (
+        [] if hosts is None else [f"jobs and passwords travel to {hosts} unencrypted"]
+    )
+    assert all(f"Use {scheme}://" in each.remedy for each in findings)
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("rediss+cluster://localhost,far:7,near/", "far or near"),
+        ("rediss+sentinel://s1/grid/0", "the primary that the Sentinels at s1 name"),
+        ("rediss+sentinel://s1/grid/0?sentinel_password=x", "Sentinels at s1 name"),
+        ("rediss+cluster://localhost,[::1]/", None),
+        ("rediss+sentinel://:pw@s1/grid/0", None),
+    ],
+)
+def test_a_server_without_a_password(url: str, where: str | None) -> None:
+    findings = list(checks.open_redis(Seen(parse_url(url), redis(), FEATURES, {}, 1.0)))
+    assert len(findings) == (where is not None)
+    assert all(f"{where} is let in without" in each.what for each in findings)
 
 
 def test_results_that_nobody_reads() -> None:
