@@ -28,6 +28,11 @@ _HOSTLESS = ("memory", "sqlite")
 
 _AUTHORITY = re.compile(r"[^/?#]*")
 
+#: A user and a password that cannot be another host and its user: commas in the password alone.
+_PLAIN_USER = re.compile(r"[^,@:]*:[^@:]*")
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+
 #: Not the one that programs seed, so that all of them would try the hosts in the same order.
 _CHANCE = random.SystemRandom()
 
@@ -38,6 +43,8 @@ def read_url(url: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: it cannot be one; never quoting more of it than its scheme.
     """
+    url = url.strip()
+    _refuse_ambiguous(url)
     # Every message below is raised `from None`: the standard library's own would quote the URL.
     try:
         url, more = _apart(url)
@@ -69,15 +76,16 @@ def read_url(url: str) -> dict[str, Any]:
         )
     return {
         "scheme": parts.scheme,
-        "host": checked_host(parts.hostname) if parts.hostname else None,
+        "host": _host(parts.hostname) if parts.hostname else None,
         "port": port if port is None else checked_port(port),
         "username": None if parts.username is None else _unquoted("user name", parts.username),
         "password": None if parts.password is None else _unquoted("password", parts.password),
         "path": _unquoted("path", parts.path[1:]),
         "options": options,
         "others": tuple(
-            (checked_host(name), number if number is None else checked_port(number))
+            (_host(name), number if number is None else checked_port(number))
             for name, number in others
+            if name  # as was seen to above
         ),
     }
 
@@ -94,6 +102,44 @@ def _apart(url: str) -> tuple[str, list[str]]:
     return alone, [f"//{other}" for other in others]
 
 
+def _refuse_ambiguous(url: str) -> None:
+    """Refuse what would be read without an error, as something else than was meant."""
+    if any(mark in url for mark in "\t\r\n"):  # which urlsplit would drop
+        raise ConfigurationError(
+            "the broker's URL holds a tab or a line break: hosts must read host:port,host:port, "
+            "without spaces, and elsewhere they are written %09, %0D and %0A"
+        )
+    scheme, mark, rest = url.partition("://")
+    authority = _AUTHORITY.match(rest)
+    if not mark or authority is None:
+        return
+    user, _, hosts = authority[0].rpartition("@")
+    *before, last = hosts.split(",")
+    again = last.removesuffix(":")
+    if rest.startswith("://", authority.end() - 1) and (
+        again.lower() == scheme.lower() or (before and _SCHEME.fullmatch(again))
+    ):
+        raise ConfigurationError(
+            "the scheme of the broker's URL is written once: scheme://user:password@host,host/path"
+        )
+    if "," in user and not _PLAIN_USER.fullmatch(user):
+        raise ConfigurationError(
+            "user and password are written once in the broker's URL, before the first host: "
+            "scheme://user:password@host,host/path; in a user name or password, write @ as %40, "
+            ", as %2C and : as %3A"
+        )
+    if any(map(str.isspace, hosts)):
+        raise ConfigurationError(
+            "the hosts of the broker's URL must read host:port,host:port, without spaces"
+        )
+
+
+def _host(name: str) -> str:
+    """A host as a URL has it, where the zone of an address follows ``%25``: RFC 6874."""
+    address, mark, zone = name.partition("%25")
+    return checked_host(f"{address}%{unquote(zone)}" if mark and ":" in address else name)
+
+
 def written_url(
     scheme: str, hosts: Iterable[tuple[str, int | None]], username: str | None, path: str
 ) -> str:
@@ -108,7 +154,8 @@ def written_url(
 def written_hosts(hosts: Iterable[tuple[str, int | None]]) -> str:
     """Hosts as a URL has them: joined by commas, IPv6 in brackets."""
     return ",".join(
-        (f"[{name}]" if ":" in name else name) + ("" if port is None else f":{port}")
+        (f"[{name.replace('%', '%25')}]" if ":" in name else name)
+        + ("" if port is None else f":{port}")
         for name, port in hosts
     )
 

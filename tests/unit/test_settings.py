@@ -291,6 +291,19 @@ def test_a_host_that_can_be(host: str, known: str | None) -> None:
         ("amqp://me:pw@a,/", "none of them empty"),
         ("amqp://me:pw@,a/", "none of them empty"),
         ("amqp://me:pw@a,[::1/", "host and port"),
+        ("amqp://me:pw@a:1, b:2/", "hosts.*without spaces"),
+        ("amqp://me:pw@a:1 ,b:2/", "hosts.*without spaces"),
+        ("amqp://me:pw@a:1,\tb:2/", "hosts.*without spaces"),
+        ("amqp://me:pw@a:1,\n  b:2/", "hosts.*without spaces"),
+        ("amqp://me:p\rw@a:1/", "a tab or a line break"),
+        ("amqp://me:pw@a,amqp://b", "scheme.*written once"),
+        ("amqp://me:pw@a,AMQPS://me:pw@b/grid", "scheme.*written once"),
+        ("redis+sentinel://redis+sentinel://b/grid/0", "scheme.*written once"),
+        ("amqp://me:pw@a,me:pw@b/", "user and password.*once.*%40.*%2C"),
+        ("amqp://a:5672,me:pw@b/", "user and password.*once"),
+        ("amqp://a,me:pw@b/", "user and password.*once"),
+        ("amqp://a,me@b/", "user and password.*once"),
+        ("amqp://me:pw@,x@b/", "user and password.*once"),
         ("redis://:a,pw@c:6379,d:6379/0", "redis.*sentinel.*cluster"),
         ("memory://me:pw@a,b:7/x", "memory:// has one host, not 2"),
         ("sqlite://a,b/jobs.db", "a file has no host"),
@@ -311,6 +324,11 @@ def test_a_url_that_no_broker_can_be_told(url: str, why: str) -> None:
 def test_a_comma_in_a_password_is_no_second_host() -> None:
     address = parse_url("amqp://user:a,b@host")
     assert (address.password, address.hosts) == ("a,b", (("host", None),))
+
+
+def test_what_looks_like_a_second_scheme_is_a_path() -> None:
+    address = parse_url("amqp://a:5672,amqp//grid")
+    assert (address.hosts, address.path) == ((("a", 5672), ("amqp", None)), "/grid")
 
 
 def test_host_and_port_are_one_hosts() -> None:
