@@ -15,7 +15,8 @@ from typing import Any
 
 import redis
 
-from synmanager.backends.redis.faults import callers_own
+from synmanager.backends.redis.faults import RefusedByGuide, callers_own, is_refusal
+from synmanager.backends.urls import written_hosts
 from synmanager.interrupts import is_from_handler
 from synmanager.sockets import above_stdio
 
@@ -105,7 +106,12 @@ class _Followed(redis.Connection):
         self._certain = 0.0  # until when nobody is asked
 
     def connect(self) -> None:
-        self.host, self.port = self._locate()
+        try:
+            self.host, self.port = self._locate()
+        except redis.RedisError as error:
+            if is_refusal(error):
+                raise RefusedByGuide(str(error)) from error
+            raise
         super().connect()  # type: ignore[no-untyped-call]
 
     def send_packed_command(self, *args: Any, **options: Any) -> None:
@@ -128,7 +134,7 @@ class _Followed(redis.Connection):
                 raise
             return
         if place != (self.host, self.port):
-            raise redis.ConnectionError(f"the primary is now at {place[0]}:{place[1]}")
+            raise redis.ConnectionError(f"the primary is now at {written_hosts([place])}")
 
     def read_response(self, *args: Any, **options: Any) -> Any:
         patience = float(self.socket_timeout or 0)

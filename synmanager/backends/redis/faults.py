@@ -17,12 +17,15 @@ from synmanager.errors import (
 from synmanager.interrupts import is_from_handler
 
 __all__ = [
+    "SENTINELS",
     "TOO_FEW_REPLICAS",
     "Failed",
     "OutOfTurn",
+    "RefusedByGuide",
     "callers_own",
     "code_of",
     "is_answer",
+    "is_refusal",
     "takes_no_writes",
     "translate",
 ]
@@ -74,6 +77,18 @@ _NOT_READY = {
     "MOVED": "it is a node of a cluster, and our keys are on another one; that is needed",
 }
 
+#: What is said by who was asked where the server is and cannot know it, and what to do then.
+_NO_GUIDES = {
+    "cluster support disabled": "is no node of a cluster; leave +cluster out of the URL's scheme",
+    "unknown command 'CLUSTER'": "is no node of a cluster; leave +cluster out of the URL's scheme, "
+    "or use +sentinel where it is a Sentinel",
+    "unknown command 'SENTINEL'": "is no Sentinel; name the Sentinels, whose port is 26379 unless "
+    "they are told otherwise, or leave +sentinel, and the primary's name, out of the URL",
+}
+
+#: How a place goes on that Sentinels tell.
+SENTINELS = " (Sentinels "
+
 #: The code of an answer of ours: the server has it, and fewer replicas than were asked for.
 TOO_FEW_REPLICAS = "UNREPLICATED"
 
@@ -86,6 +101,10 @@ _ANSWERS = {"NOSCRIPT", *_TOPOLOGY, *_NO_WRITES, *_REFUSALS}
 
 class OutOfTurn(redis_errors.InvalidResponse):
     """An answer that cannot be one to what was asked."""
+
+
+class RefusedByGuide(redis_errors.AuthenticationError):
+    """Who was asked where the server is has refused us, and not the server."""
 
 
 class Failed(Exception):
@@ -129,6 +148,11 @@ def takes_no_writes(error: BaseException) -> bool:
     return code_of(error) in _NO_WRITES
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether somebody said that we may not do what was asked, or not come in at all."""
+    return code_of(error) in _REFUSALS
+
+
 def callers_own(error: BaseException, before: BaseException | None) -> BaseException | None:
     """What a signal handler of the caller's raised in the middle of a call, if that is behind it.
 
@@ -158,8 +182,16 @@ def translate(error: BaseException, where: str, *, publishing: bool = False) -> 
     tls = _tls_refusal(error)
     if tls:
         return AccessRefused(f"no trust between us and {where}: {tls}")
+    if isinstance(error, RefusedByGuide) and SENTINELS in where:  # a cluster's nodes have our user
+        return AccessRefused(
+            f"a Sentinel of {where} does not let us in: {error}; check sentinel_username= and "
+            "sentinel_password= in the URL"
+        )
+    for answer, told in _NO_GUIDES.items():
+        if answer in str(error).replace("`", "'"):
+            return AccessRefused(f"what was asked about {where} {told} ({error})")
     code = code_of(error)
-    if code in _REFUSALS:
+    if is_refusal(error):
         return AccessRefused(
             f"Redis at {where} does not let us in: {error}; check user, password and ACL"
         )

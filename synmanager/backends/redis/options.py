@@ -11,6 +11,7 @@ from redis.retry import Retry
 
 from synmanager.backends.base import Address
 from synmanager.backends.options import TLS, Type, read_options, text, whole
+from synmanager.backends.redis.faults import SENTINELS
 from synmanager.backends.redis.guides import SENTINEL_PORT
 from synmanager.backends.tls import tls_context
 from synmanager.backends.urls import written_hosts
@@ -75,7 +76,7 @@ def place(address: Address) -> str:
         return f"/{address.path}"
     if address.scheme in SENTINEL_SCHEMES:
         sentinels = written_hosts((host, port or SENTINEL_PORT) for host, port in address.hosts)
-        return f"{_primary_and_database(address)[0]} (Sentinels {sentinels})"
+        return f"{_primary_and_database(address)[0]}{SENTINELS}{sentinels})"
     if address.scheme in CLUSTER_SCHEMES:
         return f"the cluster of {written_hosts(address.hosts)}"
     return written_hosts([(address.host or "localhost", address.port or 6379)])
@@ -107,9 +108,11 @@ def connection_options(address: Address) -> dict[str, Any]:
     elif address.scheme in SENTINEL_SCHEMES:
         path = _primary_and_database(address)[1]
     if not re.fullmatch(r"[0-9]{0,9}", path):
-        what = "option 'db'" if address.scheme == "unix" else "path"
+        if address.scheme == "unix":
+            raise ConfigurationError("the option 'db' is the number of a database, such as db=0")
+        before = "/mymaster" if address.scheme in SENTINEL_SCHEMES else ""
         raise ConfigurationError(
-            f"the {what} of {address.scheme}:// is the number of a database, such as /0"
+            f"the path of {address.scheme}:// is the number of a database, such as {before}/0"
         )
     options: dict[str, Any] = {
         "db": int(path or 0),
@@ -165,7 +168,8 @@ def primary_name(address: Address) -> str:
 
 def _primary_and_database(address: Address) -> tuple[str, str]:
     name, _, database = address.path.partition("/")
-    if not name:
+    # Who forgot the name would look for a primary that is called by the database's number.
+    if not name or (not database and name.isdecimal()):
         raise ConfigurationError(
             f"the path of {address.scheme}:// is the name that the Sentinels have for the primary, "
             "and the number of a database: /mymaster/0"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import socketserver
+import threading
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from synmanager.backends.redis.options import (
     replicas_of,
     silence,
 )
-from synmanager.errors import ConfigurationError
+from synmanager.errors import AccessRefused, ConfigurationError
 from synmanager.settings import parse_url
 
 SENTINEL = "redis+sentinel://me:pw@a,b:7,[::1]/grid/3?sentinel_username=s&sentinel_password=canary"
@@ -40,6 +42,11 @@ def test_a_primary_that_sentinels_know() -> None:
     assert "canary" not in f"{address!r} {address.safe_url} {place(address)}"
 
 
+def test_a_primary_may_be_called_by_a_number() -> None:
+    address = parse_url("redis+sentinel://a/7/0")
+    assert (primary_name(address), connection_options(address)["db"]) == ("7", 0)
+
+
 def test_a_lease_says_how_soon_a_silent_server_is_asked_about() -> None:
     assert silence(Address("redis+sentinel", lease=6.0)) < 1
     assert silence(Address("redis+sentinel")) == 3
@@ -49,7 +56,9 @@ def test_a_lease_says_how_soon_a_silent_server_is_asked_about() -> None:
     ("url", "why"),
     [
         ("redis+sentinel://a,b", "name that the Sentinels have"),
-        ("redis+sentinel://a,b/grid/x", "number of a database"),
+        ("redis+sentinel://a,b/0", "name that the Sentinels have.*/mymaster/0"),
+        ("redis+sentinel://a,b/0/", "name that the Sentinels have.*/mymaster/0"),
+        ("redis+sentinel://a,b/grid/x", "number of a database, such as /mymaster/0"),
         ("redis+sentinel://a,b/grid?cafile=/ca.pem", "rediss.sentinel"),
         ("valkey+sentinel://a,b/grid?cafile=/ca.pem", "valkeys.sentinel"),
         ("redis+cluster://a,b/1", "no other database"),
@@ -61,7 +70,7 @@ def test_a_lease_says_how_soon_a_silent_server_is_asked_about() -> None:
         ("redis://a/0?replicas=many", "a whole number"),
         ("unix://host/run/redis.sock", "has no host"),
         ("unix://", "server's socket"),
-        ("unix:///run/redis.sock?db=x", "number of a database"),
+        ("unix:///run/redis.sock?db=x", "number of a database, such as db=0"),
         ("unix:///run/redis.sock?cafile=/ca.pem", "no option"),
     ],
 )
@@ -128,6 +137,76 @@ def test_if_none_knows_the_reason_is_told() -> None:
         sentinels({"a": None})[0].locate()
     with pytest.raises(OSError, match="down"):
         sentinels({"a": OSError("down")})[0].locate()
+
+
+class Refusing(socketserver.StreamRequestHandler):
+    """Answers every command but a library's ``CLIENT SETINFO`` by the same error."""
+
+    answer = b""
+
+    def handle(self) -> None:
+        while words := [self.rfile.readline() for _ in range(2 * int(self._count() or 0))]:
+            self.wfile.write(b"+OK\r\n" if b"CLIENT\r\n" in words else self.answer)
+
+    def _count(self) -> bytes:
+        return self.rfile.readline()[1:]
+
+
+@pytest.mark.parametrize(
+    ("url", "answer", "words"),
+    [
+        (
+            "redis+sentinel://me:pw@127.0.0.1:{}/grid/0?sentinel_username=s&sentinel_password=pw",
+            "-WRONGPASS invalid username-password pair or user is disabled.",
+            "a Sentinel of grid .Sentinels .*sentinel_username= and sentinel_password=",
+        ),
+        (
+            "redis+sentinel://me:pw@127.0.0.1:{}/grid/0",
+            "-NOAUTH Authentication required.",
+            "a Sentinel of grid .*sentinel_username= and sentinel_password=",
+        ),
+        (
+            "redis+sentinel://127.0.0.1:{}/grid/0",
+            "-ERR unknown command 'SENTINEL', with args beginning with: 'GET-MASTER-ADDR-BY-NAME'",
+            r"is no Sentinel; name the Sentinels.*leave \+sentinel",
+        ),
+        (
+            "redis+sentinel://127.0.0.1:{}/grid/0",
+            "-ERR unknown command `SENTINEL`, with args beginning with: `GET-MASTER-ADDR-BY-NAME`",
+            "is no Sentinel",
+        ),
+        (
+            "redis+cluster://127.0.0.1:{}/",
+            "-ERR This instance has cluster support disabled",
+            r"is no node of a cluster; leave \+cluster",
+        ),
+        (
+            "redis+cluster://127.0.0.1:{}/",
+            "-ERR unknown command 'CLUSTER', with args beginning with: 'SLOTS'",
+            "is no node of a cluster.*Sentinel",
+        ),
+        (
+            "redis+cluster://me:pw@127.0.0.1:{}/",
+            "-NOPERM User me has no permissions to run the 'cluster|slots' command",
+            "the cluster of 127.0.0.1.*check user, password and ACL",
+        ),
+    ],
+)
+def test_who_cannot_tell_where_the_server_is(url: str, answer: str, words: str) -> None:
+    handler = type("Handler", (Refusing,), {"answer": f"{answer}\r\n".encode()})
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        backend = create_backend(parse_url(url.format(server.server_address[1])))
+        try:
+            with pytest.raises(AccessRefused, match=words) as refused:
+                backend.open()
+        finally:
+            backend.close()
+            server.shutdown()
+            thread.join()
+    assert "pw" not in str(refused.value)
 
 
 def test_a_silent_server_is_left_when_another_one_is_the_primary() -> None:
