@@ -6,6 +6,7 @@ import json
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -46,6 +47,15 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("address", "user"),
+    [(Address("amqp", "127.0.0.1"), "guest:guest"), (replace(HERE, password=""), "ops:")],
+)
+def test_it_is_asked_as_the_user_who_connects(api: Api, address: Address, user: str) -> None:
+    nodes(address, 10.0)
+    assert api.asked[1] == "Basic " + b64encode(user.encode()).decode()
 
 
 def test_on_how_many_nodes_a_queue_lies(api: Api) -> None:

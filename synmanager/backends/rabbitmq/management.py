@@ -12,6 +12,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 
 from synmanager.backends.base import Address
+from synmanager.backends.rabbitmq import parameters
 from synmanager.backends.tls import tls_context
 
 __all__ = ["Node", "copies", "nodes"]
@@ -66,7 +67,7 @@ def _ask(
     """The first answer that can be read, of whatever host."""
     scheme, port = _PORTS[address.scheme]
     context = tls_context(address.options) if scheme == "https" else None
-    user = f"{address.username or 'guest'}:{address.password or 'guest'}"
+    login = ":".join(parameters.login(address))
     # No proxy of the environment: the broker is asked, or nobody.
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
@@ -75,7 +76,7 @@ def _ask(
         where = f"[{host}]" if ":" in host else host
         request = urllib.request.Request(
             f"{scheme}://{where}:{port}/api/{what}",
-            headers={"Authorization": "Basic " + b64encode(user.encode()).decode()},
+            headers={"Authorization": "Basic " + b64encode(login.encode()).decode()},
         )
         try:
             with opener.open(request, timeout=seconds) as answer:

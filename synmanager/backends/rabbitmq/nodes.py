@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pika
 
-from synmanager.backends.urls import spread
+from synmanager.backends.urls import spread, written_hosts
 from synmanager.errors import AccessRefused, BrokerUnavailable, SynmanagerError
 
 __all__ = ["Nodes", "place"]
@@ -15,7 +15,7 @@ __all__ = ["Nodes", "place"]
 
 def place(parameters: pika.ConnectionParameters) -> str:
     """A node, as errors name it."""
-    return f"{parameters.host}:{parameters.port}"
+    return written_hosts([(parameters.host, parameters.port)])
 
 
 class Nodes:

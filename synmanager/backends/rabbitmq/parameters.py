@@ -15,7 +15,7 @@ from synmanager.backends.options import TLS, Type, choice, read_options
 from synmanager.backends.tls import tls_context
 from synmanager.errors import ConfigurationError
 
-__all__ = ["connection_parameters", "kind_of_queues"]
+__all__ = ["connection_parameters", "kind_of_queues", "login"]
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
 
@@ -45,7 +45,7 @@ def _parameters(
         host=host,
         port=port,
         virtual_host=address.path or "/",
-        credentials=pika.PlainCredentials(address.username or "guest", address.password or "guest"),
+        credentials=pika.PlainCredentials(*login(address)),
         heartbeat=max(1, round(address.heartbeat)),
         ssl_options=None if tls is None else pika.SSLOptions(tls, server_hostname=host),
         client_properties={
@@ -53,6 +53,13 @@ def _parameters(
             "connection_name": f"synmanager {socket.gethostname()}:{os.getpid()}",
         },
     )
+
+
+def login(address: Address) -> tuple[str, str]:
+    """User and password: those of ``guest`` where neither is given, and never one of the two."""
+    if not address.username and address.password is None:
+        return "guest", "guest"
+    return address.username or "", address.password or ""
 
 
 def kind_of_queues(address: Address) -> str | None:

@@ -48,6 +48,23 @@ def test_what_an_address_leaves_open() -> None:
     assert connection_parameters(TLS)[0].port == 5671
 
 
+@pytest.mark.parametrize(
+    ("url", "user", "password"),
+    [
+        ("amqp://mq", "guest", "guest"),
+        ("amqp://@mq", "guest", "guest"),
+        ("amqp://u:@mq", "u", ""),
+        ("amqp://u@mq", "u", ""),
+        ("amqp://guest:@mq", "guest", ""),
+        ("amqp://:pw@mq", "", "pw"),
+    ],
+)
+def test_guest_is_meant_where_nobody_is_named(url: str, user: str, password: str) -> None:
+    address = Address.from_url(url)
+    (parameters,) = connection_parameters(address)
+    assert (parameters.credentials.username, parameters.credentials.password) == (user, password)
+
+
 def test_tls_checks_the_chain_and_the_host_name() -> None:
     options = connection_parameters(TLS)[0].ssl_options
     assert options.context.verify_mode is ssl.CERT_REQUIRED
