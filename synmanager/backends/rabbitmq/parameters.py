@@ -56,8 +56,8 @@ def _parameters(
 
 
 def login(address: Address) -> tuple[str, str]:
-    """User and password: those of ``guest`` where neither is given, and never one of the two."""
-    if not address.username and address.password is None:
+    """User and password: those that RabbitMQ ships with where nobody else is named."""
+    if address.username in (None, "", "guest") and address.password is None:
         return "guest", "guest"
     return address.username or "", address.password or ""
 

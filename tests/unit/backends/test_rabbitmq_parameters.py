@@ -55,11 +55,12 @@ def test_what_an_address_leaves_open() -> None:
         ("amqp://@mq", "guest", "guest"),
         ("amqp://u:@mq", "u", ""),
         ("amqp://u@mq", "u", ""),
+        ("amqp://guest@mq", "guest", "guest"),
         ("amqp://guest:@mq", "guest", ""),
         ("amqp://:pw@mq", "", "pw"),
     ],
 )
-def test_guest_is_meant_where_nobody_is_named(url: str, user: str, password: str) -> None:
+def test_guest_is_meant_where_nobody_else_is_named(url: str, user: str, password: str) -> None:
     address = Address.from_url(url)
     (parameters,) = connection_parameters(address)
     assert (parameters.credentials.username, parameters.credentials.password) == (user, password)
