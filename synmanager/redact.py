@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["HIDDEN", "hidden", "hidden_in_text", "restored"]
+__all__ = ["HIDDEN", "hidden", "hidden_figures", "hidden_in_text", "restored"]
 
 #: What stands for a secret.
 HIDDEN = "(hidden)"
@@ -21,17 +21,22 @@ _ALONE = frozenset((
 ))  # fmt: skip
 
 #: Wherever it stands in a word, as in "mypasswords".
-_WITHIN = re.compile(r"passw(?:or)?d|passphrase|secrets?$")
+_WITHIN = re.compile(r"passw(?:or)?[dt]|passphrase|secrets?$")
+
+#: Last words of a name that has no secret for its value, but tells of one: "AuthError: no such
+#: user", "token_expired: true".
+_TELLS = frozenset(("error", "exception", "warning", "found", "expired", "missing"))
 
 #: Two words that are one only together, also where nothing separates them: a key may open
 #: something, or belong to a value; tokens may be of a login, or of a text.
 _TOGETHER = frozenset(
     before + after
     for befores, afters in (
-        ("access account aes api app auth decryption deploy encryption gpg hmac host master pgp "
-         "private rsa sas secret service session shared signing ssh storage", "key keys"),
-        ("access api app auth bearer bot client csrf id oauth private refresh secret session user "
-         "xsrf", "token tokens"),
+        ("access account aes api auth decryption deploy encryption gpg hmac master pgp private rsa "
+         "sas secret service signing ssh storage", "key keys"),
+        ("app host session shared", "key"),
+        ("access api app auth bearer bot client csrf deploy device github gitlab hf id oauth "
+         "personal private push refresh secret session slack user webhook xsrf", "token tokens"),
         ("account admin amqp app client db email ftp http https ldap login mail mongo mq my mysql "
          "pg postgres proxy rabbitmq redis root server smtp sql ssh sudo user", "pass pwd"),
         ("session", "id ids"),
@@ -54,9 +59,10 @@ _QUOTED = (  # to the line's end, if the other quote was cut off
     r"""\w{0,2}"(?:[^"\\]|\\.)*"|\w{0,2}'(?:[^'\\]|\\.)*'|\\+"[^"]*"|\\+'[^']*'|\w{0,2}["'][^\n]*"""
 )
 _BARE = r"""[^\s,;&}\])]+"""
+_SEVERAL = r"""[\[(][^\])\n]*[\])]?"""
 _VALUE = re.compile(
     rf"""{re.escape(HIDDEN)}|(?:digest|aws4-hmac-sha256)\s[^\r\n]*"""
-    rf"""|(?:(?:basic|bearer|negotiate|ntlm|token|apikey)\s+)?(?:{_QUOTED}|{_BARE})""",
+    rf"""|(?:(?:basic|bearer|negotiate|ntlm|token|apikey)\s+)?(?:{_QUOTED}|{_SEVERAL}|{_BARE})""",
     re.IGNORECASE,
 )
 _COOKIES = re.compile(
@@ -71,6 +77,8 @@ _DEEPEST = 50
 def is_secret(name: str) -> bool:
     """Whether a name, split at its humps, digits and separators, is that of a secret."""
     words = [word.lower() for word in _WORD.findall(name)]
+    if words and words[-1] in _TELLS:
+        return False
     whole = [run.lower() for run in _RUN.findall(name)]  # "APIkey" has its hump elsewhere
     return any(
         word in _ALONE or word in _TOGETHER or _WITHIN.search(word) for word in (*words, *whole)
@@ -89,6 +97,14 @@ def hidden(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [hidden(each, depth + 1) for each in value]
     return hidden_in_text(value) if isinstance(value, str) else value
+
+
+def hidden_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of what a job says of its progress: a number is a measure, whatever its name."""
+    return {
+        name: each if isinstance(each, int | float) else hidden({name: each})[name]
+        for name, each in figures.items()
+    }
 
 
 def hidden_in_text(text: str) -> str:

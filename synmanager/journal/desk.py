@@ -28,7 +28,7 @@ from synmanager.journal.events import (
 from synmanager.journal.marks import PATIENCE, Looker, saved_mark
 from synmanager.journal.recorder import FAREWELL, Recorder
 from synmanager.message import decode, encode
-from synmanager.redact import hidden
+from synmanager.redact import hidden, hidden_figures
 from synmanager.settings import Settings
 from synmanager.text import quoted
 
@@ -336,7 +336,7 @@ class Report:
         self._progress_due = now + max(_PROGRESS, age * _OF_AGE)
         self._renewal_due = now + max(_RENEWAL, age * _OF_AGE)  # it is a sign of life as well
         figures = plain(latest.pop("figures").items())
-        told = hidden({**plain(latest.items()), "figures": figures})
+        told = {**hidden(plain(latest.items())), "figures": hidden_figures(figures)}
         self._say("job.progress", is_progress=True, **told)
 
     def _say(

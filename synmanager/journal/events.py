@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from itertools import count, islice
 from typing import Any
 
+from synmanager.errors import TimeLimit
 from synmanager.interrupts import is_from_handler
 from synmanager.text import shown
 
@@ -189,6 +190,8 @@ def read_to(take: Callable[[Event], object], data: bytes) -> None:
     for event in read(data):
         try:
             take(event)
+        except TimeLimit:  # which may come at any time, from beside
+            raise
         except Exception as error:
             if is_from_handler(error):
                 raise

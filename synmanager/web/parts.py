@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from synmanager.journal import events
 from synmanager.journal.fold import Progress
-from synmanager.redact import hidden, hidden_in_text
+from synmanager.redact import hidden_figures, hidden_in_text
 from synmanager.text import shown
 from synmanager.words import ago, duration, number
 from synmanager.words import moment as on_the_wall
@@ -192,7 +192,8 @@ def fields(named: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values of strangers, without secrets, as far as people read them."""
     if not isinstance(named, Mapping):
         return []
-    return [(str(name), figure(value)) for name, value in list(hidden(named).items())[:30]]
+    told = list(hidden_figures(named).items())[:30]
+    return [(str(name), figure(value)) for name, value in told]
 
 
 def letter_of(about: str) -> str:

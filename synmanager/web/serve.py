@@ -21,7 +21,7 @@ __all__ = ["Server", "check_reach", "listen"]
 
 #: Seconds within which a request has to be there in whole. Connections are counted, and one that
 #: says nothing counts as well.
-_WHOLE = 10.0
+_WHOLE = 30.0
 
 
 class _Connection(H11Protocol):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synmanager.redact import HIDDEN, hidden, hidden_in_text
+from synmanager.redact import HIDDEN, hidden, hidden_figures, hidden_in_text
 
 SECRET = (
     "DBPassword", "JWTSecret", "AWSSecretAccessKey", "aws_access_key_id", "APIkey", "APIKEY",
@@ -41,7 +41,8 @@ def test_a_name_that_only_sounds_like_one(name: str) -> None:
         "curl -H 'Authorization: token sesame' --url x", "curl --verbose --token sesame",
         "['curl', '--dbPassword', 'sesame']", 'in {\\"password\\": \\"open sesame\\"}',
         "password => sesame", "password=b'open sesame'", "password='open sesame",
-        'password: "open sesame',
+        'password: "open sesame', "dbPasswort: sesame", "github_tokens=['x', 'sesame']",
+        "passwords = ('a', 'sesame')",
         "https://x.example/?a=1&access_token=sesame", "password: (hidden), token=sesame",
     ],
 )  # fmt: skip
@@ -55,6 +56,9 @@ def test_in_prose(text: str) -> None:
     [
         "tokens=512, max_tokens: 9, key=4, session = 2, monkey: 1; compass = x, passes=3",
         "KeyError: 'lr'; authors: 3, auth failed: no such user --no-token --verbose",
+        "jwt.exceptions.InvalidTokenError: Not enough segments; AuthError: no such user",
+        "NoCredentialsError: Unable to locate them; LocalTokenNotFoundError: Token is required",
+        "ExpiredSignatureError: Signature has expired; auth_error: none, token_expired: true",
     ],
 )
 def test_prose_without_secrets_stays(text: str) -> None:
@@ -79,3 +83,8 @@ pieces = st.sampled_from(
 def test_once_more_changes_nothing(text: str) -> None:
     once = hidden_in_text(text)
     assert hidden_in_text(once) == once
+
+
+def test_a_number_among_figures_is_a_measure() -> None:
+    said = {"token_accuracy": 0.5, "pin_count": 3, "token": "sesame"}
+    assert hidden_figures(said) == {**said, "token": HIDDEN}
