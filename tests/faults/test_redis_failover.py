@@ -120,7 +120,7 @@ def test_the_primary_is_lost(
     is_long: bool,
     figures: Callable[[str], None],
 ) -> None:
-    if fault not in (kill, hand_over, move) and not is_long:
+    if fault not in (kill, move) and not is_long:
         pytest.skip("in the long form")
     count = 5000 if is_long else 150
     patience = 60 + 2 * PACE * count  # seconds

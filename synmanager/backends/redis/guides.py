@@ -10,7 +10,7 @@ from redis import exceptions as redis_errors
 from redis.crc import key_slot
 
 from synmanager.backends.redis.faults import callers_own
-from synmanager.backends.redis.shapes import each, text, whole
+from synmanager.backends.redis.shapes import each, many, text, whole
 from synmanager.backends.urls import spread
 
 __all__ = ["NODE_PORT", "SENTINEL_PORT", "Guides", "Nodes", "Sentinels"]
@@ -19,6 +19,7 @@ __all__ = ["NODE_PORT", "SENTINEL_PORT", "Guides", "Nodes", "Sentinels"]
 SENTINEL_PORT, NODE_PORT = 26379, 6379
 
 _place = each(text, text)
+_replicas = many(many(text))
 
 #: What a Sentinel says of a replica that is gone. One that is "disconnected" has been promoted,
 #: perhaps: then it hangs up.
@@ -119,13 +120,17 @@ class Sentinels(Guides):
 
     def _ask_for_replicas(self, connection: Any, _: str) -> list[tuple[str, int]] | None:
         connection.send_command("SENTINEL", "REPLICAS", self._name)
-        found = []
-        for fields in connection.read_response():
+        found = connection.read_response()
+        if not _replicas(found):
+            return None
+        places = []
+        for fields in found:
             texts = [field.decode("utf-8", "replace") for field in fields]
             replica = dict(zip(texts[::2], texts[1::2], strict=False))
-            if not _DOWN & {*replica["flags"].split(",")}:
-                found.append((replica["ip"], int(replica["port"])))
-        return found
+            host, port = replica.get("ip", ""), replica.get("port", "")
+            if port.isdecimal() and not _DOWN & {*replica.get("flags", "").split(",")}:
+                places.append((host, int(port)))
+        return places
 
 
 class Nodes(Guides):

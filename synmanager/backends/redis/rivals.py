@@ -3,8 +3,8 @@
 A Sentinel that is told to fail over promotes a replica while the old primary lives, and tells that
 one a second or two later. Until then it takes what is written, and has it confirmed by a replica
 that was not promoted: all of it is lost in the end. But a replica that is promoted hangs up. So
-who finds one missing asks it what it is now. Whoever continues our history under another name has
-been promoted; the old primary, which is missing at the new one, has not.
+who finds one missing asks it what it is now. A primary that continues our history under another
+name has been promoted; the old one, which is missing at the new one, has not.
 """
 
 from __future__ import annotations
@@ -21,14 +21,20 @@ from synmanager.backends.redis.shapes import text
 
 __all__ = ["PATIENCE", "Rivals"]
 
-#: Seconds within which a replica answers that is there; and for which one is not asked again that
-#: does not.
-PATIENCE, _EXCUSED = 0.5, 1.0
+#: Seconds within which a replica answers that is there, also for several of them together.
+PATIENCE = 0.5
+
+#: Seconds for which one may be too busy to answer, with being promoted for instance.
+_BUSY = 3.0
+
+#: Seconds for which one is not asked again that is gone; grows from the first to the last.
+_SOONEST, _LATEST = 1.0, 30.0
 
 _ONLINE = re.compile(rb"^slave\d+:ip=([^,]+),port=(\d+),state=online", re.MULTILINE)
 _HISTORY = re.compile(rb"^master_replid:([0-9a-f]+)", re.MULTILINE)
 _BEFORE = re.compile(rb"^master_replid2:([0-9a-f]+)", re.MULTILINE)
 _IS_PRIMARY = re.compile(rb"^role:master\r?$", re.MULTILINE)
+_UPTIME = re.compile(rb"^uptime_in_seconds:(\d+)", re.MULTILINE)
 
 Place = tuple[str, int]
 
@@ -47,47 +53,72 @@ class Rivals:
 
     def __init__(self, connect: Callable[[str, int], Any], told: Iterable[Place]) -> None:
         self._connect = connect
-        self._known = set(told)
+        # When they were here last, by the monotonic clock.
+        self._known = dict.fromkeys(told, time.monotonic())
         # Apart from who they are: servers and Sentinels may use different names for one.
         self._number = len(self._known)
-        self._excused: dict[Place, float] = {}  # until when
+        self._silent: dict[Place, float] = {}  # since when
+        self._gone: dict[Place, tuple[float, float]] = {}  # until when, and for how long
 
     def check(self, said: bytes) -> None:
         """Look at what a server says of its replication, after it has written something.
 
         Raises:
-            redis_errors.ConnectionError: another one is the primary by now.
+            redis_errors.ConnectionError: another one is the primary by now, or may be.
         """
+        now = time.monotonic()
         online = {(host.decode(), int(port)) for host, port in _ONLINE.findall(said)}
         if not _IS_PRIMARY.search(said):
             raise redis_errors.ConnectionError("it has become a replica")
         if len(online) >= self._number:
-            self._known |= online
+            self._known = dict.fromkeys(online, now)
             self._number = len(online)
-            self._excused.clear()
+            self._silent.clear()
+            self._gone.clear()
             return
         history = {*_HISTORY.findall(said)}
-        for place in self._known - online:
-            if time.monotonic() < self._excused.get(place, 0.0):
-                continue
-            if history & {*_BEFORE.findall(self._ask(place))}:
-                raise redis_errors.ConnectionError(
-                    f"its replica at {place[0]}:{place[1]} has left it, and is the primary now "
-                    "or follows that"
-                )
+        for place, here in tuple(self._known.items()):
+            if place in online:
+                self._known[place] = now
+            elif time.monotonic() - now < PATIENCE:
+                answer = self._ask(place)
+                if history & {*_BEFORE.findall(answer)} and _leads(answer, now - here):
+                    raise redis_errors.ConnectionError(
+                        f"its replica at {place[0]}:{place[1]} is the primary now"
+                    )
 
     def _ask(self, place: Place) -> bytes:
-        """What a replica says that is missing. One that is gone has not been promoted."""
+        """What a replica says that is missing; nothing if it is gone."""
+        until, pause = self._gone.get(place, (0.0, _SOONEST / 2))
+        if time.monotonic() < until:
+            return b""
         connection = self._connect(*place)
         try:
             connection.connect()
-            connection.send_command(*self.command)
+            connection.send_command("INFO")
             said: Any = connection.read_response()
         except (redis_errors.RedisError, OSError) as error:
             if callers_own(error, None):
                 raise
-            self._excused[place] = time.monotonic() + _EXCUSED
+            now = time.monotonic()
+            is_silent = isinstance(error, redis_errors.TimeoutError | TimeoutError)
+            if is_silent and now - self._silent.setdefault(place, now) < _BUSY:
+                raise redis_errors.ConnectionError(
+                    f"its replica at {place[0]}:{place[1]} has left it, and says nothing"
+                ) from error
+            pause = min(2 * pause, _LATEST)
+            self._gone[place] = now + pause, pause
             return b""
         finally:
             connection.disconnect()
         return said if self.fits(said) else b""
+
+
+def _leads(said: bytes, absent: float) -> bool:
+    """Whether a server has been made a primary.
+
+    One that was started anew since it was here, so many seconds ago, is one only until somebody
+    tells it whom to follow.
+    """
+    uptime = _UPTIME.search(said)
+    return bool(_IS_PRIMARY.search(said)) and uptime is not None and int(uptime[1]) > absent

@@ -14,14 +14,21 @@ OURS, NEWER, NONE = "a" * 40, "b" * 40, "0" * 40
 FIRST, SECOND = ("10.0.0.1", 6379), ("10.0.0.2", 6379)
 
 
-def said(*online: tuple[str, int], role: str = "master", now: str = OURS, was: str = NONE) -> bytes:
-    """As ``INFO replication`` says it."""
+def said(
+    *online: tuple[str, int],
+    role: str = "master",
+    now: str = OURS,
+    was: str = NONE,
+    uptime: int = 1_000_000,
+) -> bytes:
+    """As ``INFO`` says it."""
     slaves = [
         f"slave{number}:ip={host},port={port},state=online,offset=14,lag=0"
         for number, (host, port) in enumerate(online)
     ]
     head, tail = [f"role:{role}"], [f"master_replid:{now}", f"master_replid2:{was}"]
-    return "\r\n".join(["# Replication", *head, *slaves, *tail, ""]).encode()
+    server = [f"uptime_in_seconds:{uptime}", "# Replication"]
+    return "\r\n".join([*server, *head, *slaves, *tail, ""]).encode()
 
 
 class Servers:
@@ -45,9 +52,11 @@ class Servers:
                     raise redis_errors.ConnectionError("refused")
 
             def send_command(self, *words: str) -> None:
-                assert words == Rivals.command
+                assert words == ("INFO",)
 
             def read_response(self) -> Any:
+                if isinstance(servers.says[place], Exception):
+                    raise servers.says[place]
                 return servers.says[place]
 
             def disconnect(self) -> None:
@@ -69,14 +78,11 @@ def test_nobody_is_asked_while_all_are_there(servers: Servers) -> None:
     assert servers.asked == []
 
 
-@pytest.mark.parametrize("role", ["master", "slave"])
-def test_who_continues_our_history_is_or_follows_another_primary(
-    servers: Servers, role: str
-) -> None:
+def test_who_continues_our_history_is_the_primary_now(servers: Servers) -> None:
     known = Rivals(servers, [])
     known.check(said(FIRST, SECOND))
-    servers.says[FIRST] = said(role=role, now=NEWER, was=OURS)
-    with pytest.raises(redis_errors.ConnectionError, match=r"10\.0\.0\.1:6379 has left it"):
+    servers.says[FIRST] = said(now=NEWER, was=OURS)
+    with pytest.raises(redis_errors.ConnectionError, match=r"10\.0\.0\.1:6379 is the primary now"):
         known.check(said(SECOND))
     assert servers.asked == [FIRST]
 
@@ -86,6 +92,8 @@ def test_who_continues_our_history_is_or_follows_another_primary(
     [
         pytest.param(said(role="slave"), id="it comes back"),
         pytest.param(said(now=NEWER), id="it was the primary before us"),
+        pytest.param(said(now=NEWER, was=OURS, uptime=0), id="it was started anew"),
+        pytest.param(said(role="slave", now=NEWER, was=OURS), id="it follows somebody"),
         pytest.param(None, id="nonsense"),
     ],
 )
@@ -97,29 +105,52 @@ def test_who_does_not_is_no_rival(servers: Servers, answer: Any) -> None:
     assert servers.asked == [FIRST, FIRST]
 
 
-def test_who_is_gone_is_asked_again_later(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-    clock = SimpleNamespace(monotonic=lambda: now)
-    monkeypatch.setattr("synmanager.backends.redis.rivals.time", clock)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    made = SimpleNamespace(now=100.0)
+    made.monotonic = lambda: made.now
+    monkeypatch.setattr("synmanager.backends.redis.rivals.time", made)
+    return made
+
+
+def test_who_is_gone_is_asked_again_ever_later(servers: Servers, clock: SimpleNamespace) -> None:
     known = Rivals(servers, [FIRST, SECOND])
-    known.check(said(SECOND))
-    known.check(said(SECOND))
-    assert servers.asked == [FIRST]
+    for _ in range(1000):
+        known.check(said(SECOND))
+        clock.now += 0.1
+    assert 6 <= len(servers.asked) <= 9
     servers.says[FIRST] = said(now=NEWER, was=OURS)
-    now += 1.0
+    clock.now += 30.0
     with pytest.raises(redis_errors.ConnectionError):
         known.check(said(SECOND))
+
+
+def test_who_says_nothing_may_be_busy_with_being_promoted(
+    servers: Servers, clock: SimpleNamespace
+) -> None:
+    known = Rivals(servers, [FIRST, SECOND])
+    servers.says[FIRST] = redis_errors.TimeoutError("no answer")
+    for _ in range(3):
+        with pytest.raises(redis_errors.ConnectionError, match="says nothing"):
+            known.check(said(SECOND))
+        clock.now += 1.0
+    known.check(said(SECOND))
+
+
+def test_those_that_have_left_for_good_are_forgotten_once_all_are_there(servers: Servers) -> None:
+    known = Rivals(servers, [("replica-1", 6379)])
+    known.check(said(FIRST))
+    known.check(said())
+    assert servers.asked == [FIRST]
 
 
 def test_names_of_the_sentinels_may_differ_from_the_servers(servers: Servers) -> None:
-    known = Rivals(servers, [("replica-1", 6379), ("replica-2", 6379)])
-    known.check(said(FIRST, SECOND))
+    first, second = ("replica-1", 6379), ("replica-2", 6379)
+    servers.says = {first: said(now=NEWER, was=OURS), second: said(role="slave")}
+    Rivals(servers, [first, second]).check(said(FIRST, SECOND))
     assert servers.asked == []
-    servers.says["replica-1", 6379] = said(now=NEWER, was=OURS)
     with pytest.raises(redis_errors.ConnectionError):
-        known.check(said(SECOND))
+        Rivals(servers, [first, second]).check(said(SECOND))
 
 
 def test_a_server_that_has_become_a_replica_confirms_nothing(servers: Servers) -> None:
