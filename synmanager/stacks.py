@@ -36,10 +36,13 @@ def is_on_stack(thread: int, frame: FrameType) -> bool:
     """
     for _ in range(_LOOKS):
         frames = stack_of(thread)
-        if frame in frames:
-            return True
-        if not frames or not frames[-1].f_code.co_flags & _CAN_REST:
-            return False
+        try:
+            if frame in frames:
+                return True
+            if not frames or not frames[-1].f_code.co_flags & _CAN_REST:
+                return False
+        finally:
+            frames.clear()  # this one may be among them, and would keep all of them
     return False
 
 

@@ -228,7 +228,8 @@ def stranded(plain: Any) -> list[str]:
     ids = []
     while (got := channel.basic_get("synmanager.delay.stranded"))[0] is not None:
         ids.append(got[1].message_id)
-    channel.close()  # and all of it goes back
+    channel.basic_nack(0, multiple=True)  # closing gives it back as well, but some time later
+    channel.close()
     return ids
 
 

@@ -74,7 +74,7 @@ def work():
         down(random.randrange(20))
         up(random.randrange(7), ())
 
-looker, over = threading.get_ident(), []
+looker, over, end = threading.get_ident(), [], time.monotonic() + 5
 sys.setswitchinterval(1e-5)
 gc.callbacks.append(go_on)
 threads = [threading.Thread(target=work) for _ in range(2)]
@@ -86,6 +86,8 @@ try:
         for thread in threads:
             frames = stack_of(thread.ident)
             assert all(frame.f_code.co_name for frame in frames)
+        if time.monotonic() > end:
+            break
 finally:
     over.append(True)
 """

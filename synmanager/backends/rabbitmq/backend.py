@@ -397,6 +397,7 @@ class RabbitMQBackend(NativeBackend):
             return
         receipt: _Receipt = delivery.receipt
         if receipt.arrival.lane.is_lost:  # no new connection brings it back
+            self._remember_lost(delivery, receipt.arrival)
             raise _lost(delivery, receipt)
         with self._connected() as link:
             self._receipt(link, delivery)
@@ -590,10 +591,13 @@ class RabbitMQBackend(NativeBackend):
         if look:
             link.glance()
         if link is not receipt.link or arrival.lane.is_lost:
-            if arrival.properties.message_id is None:
-                self._remember(arrival, delivery.message.id)
+            self._remember_lost(delivery, arrival)
             raise _lost(delivery, receipt)
         return receipt
+
+    def _remember_lost(self, delivery: Delivery, arrival: Arrival) -> None:
+        if arrival.properties.message_id is None:
+            self._remember(arrival, delivery.message.id)
 
     def _can_delay(self, link: Link, queue: str) -> bool:
         """Whether this user may delay what goes back to a queue; warns once if not."""

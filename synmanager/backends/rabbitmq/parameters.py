@@ -59,7 +59,7 @@ def login(address: Address) -> tuple[str, str]:
     """User and password: those that RabbitMQ ships with where nobody else is named."""
     if address.username in (None, "", "guest") and address.password is None:
         return "guest", "guest"
-    return address.username or "", address.password or ""
+    return address.username or "guest", address.password or ""
 
 
 def kind_of_queues(address: Address) -> str | None:

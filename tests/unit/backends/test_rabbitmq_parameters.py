@@ -57,7 +57,7 @@ def test_what_an_address_leaves_open() -> None:
         ("amqp://u@mq", "u", ""),
         ("amqp://guest@mq", "guest", "guest"),
         ("amqp://guest:@mq", "guest", ""),
-        ("amqp://:pw@mq", "", "pw"),
+        ("amqp://:pw@mq", "guest", "pw"),
     ],
 )
 def test_guest_is_meant_where_nobody_else_is_named(url: str, user: str, password: str) -> None:
