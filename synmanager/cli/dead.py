@@ -237,8 +237,12 @@ def edit(
         body, at = encode(_parsed(text)), time.time()
         if not broker.edit_letter(queue, message.id, body):
             raise click.ClickException("the letter has gone meanwhile")
-        back = broker.redrive_letters(queue, [message.id]) if redrive else 0
-        note(broker, backend, "edit", at, 1, [message.id], queue=queue, redriven=back)
+        back = 0
+        try:
+            if redrive:
+                back = broker.redrive_letters(queue, [message.id])
+        finally:  # it is changed, whatever has become of the rest
+            note(broker, backend, "edit", at, 1, [message.id], queue=queue, redriven=back)
     if in_json:
         as_json({"id": message.id, "queue": queue, "redriven": bool(back)})
     else:

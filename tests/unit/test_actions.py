@@ -13,7 +13,7 @@ from synmanager import Archiver, Jobs, Reject, Worker
 from synmanager.backends import Entry
 from synmanager.backends.memory import MemoryBackend
 from synmanager.cli import main
-from synmanager.errors import AccessRefused
+from synmanager.errors import AccessRefused, BrokerUnavailable
 from synmanager.journal.actions import acted, record
 from synmanager.journal.events import EVENTS, Event, read
 from synmanager.journal.fold import Fold, State
@@ -102,6 +102,17 @@ class TestFromAShell:
         assert main([*edit, "job-b", "--redrive"]) == 0
         assert states(grid, "job-b") == ["queued"]
         assert [event.data["redriven"] for event in actions(grid)] == [0, 1]
+
+    def test_an_edit_that_is_half_done(self, grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*_: object) -> int:
+            raise BrokerUnavailable("gone")
+
+        die(grid, "job-a")
+        monkeypatch.setattr(MemoryBackend, "redrive_letters", fails)
+        edit = ["dead", "edit", "--job", '{"run": 2}', "--redrive", "--backend", grid.url]
+        assert main([*edit, "job-a"]) != 0
+        (event,) = actions(grid)
+        assert (event.type, event.data["redriven"]) == ("action.edit", 0)
 
     def test_a_purge_of_dead_letters(self, grid: Grid) -> None:
         die(grid, "job-a")
