@@ -374,9 +374,7 @@ def why_queued(
     waits = f"it is number {ahead + 1:,} of {shown(job.phase)} in the order of ranks"
     if pause is not None:
         return f"{waits}, and {in_words(pause)}"
-    able = [
-        worker for worker in workers if job.phase in worker.phases and worker.state != "leaving"
-    ]
+    able = [worker for worker in workers if worker.takes(job.phase)]
     if not able:
         return f"{waits}, and no worker takes jobs of {shown(job.phase)}"
     return f"{waits}; {_busy(able)}"

@@ -121,6 +121,10 @@ class WorkerState:
             silence = max(silence, (now - self.since) * _OF_AGE)
         return self.state != "gone" and now - self.seen_at < silence
 
+    def takes(self, phase: str) -> bool:
+        """Whether it takes jobs of a phase, and is not about to leave."""
+        return phase in self.phases and self.state != "leaving"
+
 
 @dataclass
 class Fold:

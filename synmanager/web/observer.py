@@ -16,7 +16,7 @@ from synmanager.checks import Finding, Seen, count, findings, look
 from synmanager.engine.session import Session
 from synmanager.errors import SynmanagerError
 from synmanager.jobs import Jobs
-from synmanager.journal.events import Event, source
+from synmanager.journal.events import MALFORMED, Event, source
 from synmanager.journal.fold import Fold
 from synmanager.journal.reader import Reader
 from synmanager.journal.tally import Tally
@@ -251,8 +251,7 @@ class Observer:
                     self._marks_due = 0.0
             elif area != "job":
                 self.tally.apply(event)
-                # Anybody may write into a log.
-                with suppress(KeyError, TypeError, ValueError, OverflowError):
+                with suppress(*MALFORMED):
                     if area == "sweep":
                         self.sweeps.heard(event)
                 return
@@ -272,7 +271,7 @@ class Observer:
                     at = min(event.time, time.time())  # a writer's clock may be ahead
                     self.curves.moved(key[0], 1 if waits else -1, at)
                 if job is not None and job.sweep is not None:
-                    with suppress(KeyError, TypeError, ValueError, OverflowError, RecursionError):
+                    with suppress(*MALFORMED):
                         self.sweeps.changed(job, event)
 
 

@@ -142,9 +142,7 @@ class Pages:
             is_phase = name in {phase.queue for phase in PHASES.values()}
             if found is None and not lane.later and not lane.ranks and not is_phase:
                 continue
-            able = [
-                worker for worker in workers if name in worker.phases and worker.state != "leaving"
-            ]
+            able = [worker for worker in workers if worker.takes(name)]
             idle = sum(worker.job is None for worker in able)
             cards[key_of("lane", name)] = self._make(
                 "lane", name, key_of("lane", name), found, lane, len(able), idle,

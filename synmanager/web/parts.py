@@ -182,10 +182,9 @@ def clock(at: float) -> str:
 
 def share(progress: Progress) -> float:
     """How far a job is, in percent, whatever it says."""
-    done, total = events.number(progress.done), events.number(progress.total)
-    if done is None or not total:
+    if progress.done is None or not progress.total:
         return 0.0
-    return round(min(max(done / total, 0.0), 1.0) * 100, 1)
+    return round(min(max(progress.done / progress.total, 0.0), 1.0) * 100, 1)
 
 
 def fields(named: Mapping[str, Any]) -> list[tuple[str, str]]:

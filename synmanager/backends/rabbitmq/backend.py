@@ -397,8 +397,7 @@ class RabbitMQBackend(NativeBackend):
             return
         receipt: _Receipt = delivery.receipt
         if receipt.arrival.lane.is_lost:  # no new connection brings it back
-            self._remember_lost(delivery, receipt.arrival)
-            raise _lost(delivery, receipt)
+            raise self._loss(delivery, receipt)
         with self._connected() as link:
             self._receipt(link, delivery)
 
@@ -587,17 +586,17 @@ class RabbitMQBackend(NativeBackend):
             LeaseLost: its channel is gone, and so the broker has taken it back.
         """
         receipt: _Receipt = delivery.receipt
-        arrival = receipt.arrival
         if look:
             link.glance()
-        if link is not receipt.link or arrival.lane.is_lost:
-            self._remember_lost(delivery, arrival)
-            raise _lost(delivery, receipt)
+        if link is not receipt.link or receipt.arrival.lane.is_lost:
+            raise self._loss(delivery, receipt)
         return receipt
 
-    def _remember_lost(self, delivery: Delivery, arrival: Arrival) -> None:
-        if arrival.properties.message_id is None:
-            self._remember(arrival, delivery.message.id)
+    def _loss(self, delivery: Delivery, receipt: _Receipt) -> LeaseLost:
+        """What is said of a delivery that is gone; it is known again when it comes back."""
+        if receipt.arrival.properties.message_id is None:
+            self._remember(receipt.arrival, delivery.message.id)
+        return _lost(delivery, receipt)
 
     def _can_delay(self, link: Link, queue: str) -> bool:
         """Whether this user may delay what goes back to a queue; warns once if not."""
