@@ -449,9 +449,7 @@ class RabbitMQBackend(NativeBackend):
 
     def purge_dead_letters(self, queue: str) -> int:
         with self._connected() as link, link.lane() as lane:
-            if not letters.count(lane, dead_queue(queue)):
-                return 0
-            return int(lane.call("queue_purge", dead_queue(queue)).message_count)
+            return letters.purge(lane, dead_queue(queue))
 
     def record(self, log: str, entries: Sequence[bytes]) -> None:
         _check_names(stream(log))
@@ -680,10 +678,10 @@ class RabbitMQBackend(NativeBackend):
             for each, job in zip(arrivals, jobs, strict=True):
                 if refused and id(job) not in refused:
                     lane.ack(each.tag)
-            letters.give_back(lane)
+            letters.give_back(lane, dead_queue(queue))
             raise
         except Unroutable:
-            letters.give_back(lane)
+            letters.give_back(lane, dead_queue(queue))
             raise
         lane.ack(arrivals[-1].tag, multiple=True)
 

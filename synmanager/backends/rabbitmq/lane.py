@@ -140,6 +140,11 @@ class Lane:
         """Whether it is closed, and the broker has taken back what was held on it."""
         return self._end is not None or self.link.wire.ended is not None
 
+    @property
+    def held(self) -> int:
+        """How many deliveries are neither settled nor lost."""
+        return 0 if self.is_lost else len(self._held)
+
     def holds(self, tag: int) -> bool:
         """Whether a delivery is neither settled nor lost."""
         return tag in self._held and not self.is_lost

@@ -8,7 +8,9 @@ it is handed out once more.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from pika.exceptions import ChannelClosedByBroker
 
@@ -18,10 +20,19 @@ from synmanager.backends.rabbitmq.lane import Arrival, Lane
 from synmanager.backends.rabbitmq.link import Link
 from synmanager.backends.rabbitmq.publishing import publish
 
-__all__ = ["change", "count", "give_back", "look", "take"]
+__all__ = ["change", "count", "give_back", "look", "purge", "take"]
+
+T = TypeVar("T")
 
 #: Letters that are replaced at a time.
 _AT_ONCE = 500
+
+#: More than any queue hands out at a time.
+_ALL = 1 << 31
+
+#: Seconds within which what is given back is there, and between two looks.
+_PATIENCE = 1.0
+_PAUSE = 0.01
 
 
 def look(link: Link, name: str, limit: int) -> list[Arrival]:
@@ -32,7 +43,7 @@ def look(link: Link, name: str, limit: int) -> list[Arrival]:
     except BaseException:
         lane.close()
         raise
-    give_back(lane)
+    give_back(lane, name)
     return arrivals
 
 
@@ -48,48 +59,68 @@ def change(link: Link, name: str, what: Callable[[Lane, list[Arrival]], Sequence
     lane = Lane(link)
     done: Sequence[Arrival] = ()
     try:
-        held = take(lane, name, most) if (most := count(lane, name)) else []
-        done = what(lane, held)
+        done = what(lane, take(lane, name))
         for each in done:
             lane.ack(each.tag)
     except BaseException:
         lane.close()
         raise
-    give_back(lane)
+    give_back(lane, name)
     return len(done)
 
 
-def give_back(lane: Lane) -> None:
-    """Close a lane, and wait until what was held on it is back for whoever asks next."""
+def give_back(lane: Lane, name: str) -> None:
+    """Close a lane, and wait until what was held on it is back for whoever asks next.
+
+    A classic queue says how much it has before it does what it was told earlier (its process puts
+    such questions first), so it is asked until all is there; not for long, as somebody else may
+    have taken some.
+    """
+    held = lane.held
     lane.close()
     lane.link.wait(lambda: lane.is_lost)
+    if not held:
+        return
+    deadline = time.monotonic() + _PATIENCE
+    with lane.link.lane() as other:
+        while count(other, name) < held and not other.is_lost and time.monotonic() < deadline:
+            lane.link.wait(lambda: other.is_lost, _PAUSE)
 
 
-def take(lane: Lane, name: str, limit: int) -> list[Arrival]:
+def purge(lane: Lane, name: str) -> int:
+    """Remove all, but for those that are held; returns how many, 0 from a queue not there."""
+    return _try(lambda: int(lane.call("queue_purge", name).message_count), 0)
+
+
+def take(lane: Lane, name: str, limit: int = _ALL) -> list[Arrival]:
     """Hold the oldest letters, to be settled; if the lane closes before, they go back.
 
     None are in a queue that is not there, after which the lane is lost.
     """
-    try:
+
+    def hold() -> list[Arrival]:
         held = lane.take(name, limit)
         if any(properties.is_worn(each.properties) for each in held):
             _replace(lane, name, held)
             held = lane.take(name, limit)
-    except ChannelClosedByBroker as error:
-        if error.reply_code != NOT_FOUND:
-            raise
-        return []
-    return held
+        return held
+
+    return _try(hold, [])
 
 
 def count(lane: Lane, name: str) -> int:
     """How many there are, but for those that are held; 0 in a queue that is not there."""
+    return _try(lambda: int(lane.call("queue_declare", name, passive=True).message_count), 0)
+
+
+def _try(what: Callable[[], T], otherwise: T) -> T:
+    """What it returns, or something else where the queue is not there; the lane is lost then."""
     try:
-        return int(lane.call("queue_declare", name, passive=True).message_count)
+        return what()
     except ChannelClosedByBroker as error:
         if error.reply_code != NOT_FOUND:
             raise
-        return 0
+        return otherwise
 
 
 def _replace(lane: Lane, name: str, held: list[Arrival]) -> None:

@@ -190,6 +190,15 @@ class RabbitMQ(Broker):
             lambda: alarm in self.eval("rabbit_alarm:get_alarms()."), 20, f"the {resource} alarm"
         )
 
+    def hold_queue(self, queue: str, seconds: float) -> None:
+        """Let a queue's process stand still, and find all at once what it was asked meanwhile."""
+        self.eval(
+            f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{self._vhost}">>, queue, '
+            f'<<"{queue}">>)), P = amqqueue:get_pid(Q), Us = self(), spawn(fun() -> '
+            f"erlang:suspend_process(P), Us ! held, timer:sleep({int(seconds * 1000)}), "
+            "erlang:resume_process(P) end), receive held -> ok end."
+        )
+
     def publish_raw(self, queue: str, body: bytes) -> None:
         with self.channel() as channel:
             channel.confirm_delivery()
