@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.programs.processes import say, wait_for_word
 from synmanager import Worker
+from synmanager.phases import WORK_PHASES
 
 
 class Waiting(logging.Handler):
@@ -48,7 +49,7 @@ def main(url: str, workers: int) -> None:
     logger.addHandler(waiting)
     logger.propagate = False
     logging.getLogger("synmanager").addHandler(logging.NullHandler())  # a thousand say the same
-    handlers = {"preprocess": handle, "train": handle, "evaluate": handle}
+    handlers = dict.fromkeys(WORK_PHASES, handle)
     for _ in range(workers):
         threading.Thread(target=Worker(handlers, url=url).run, daemon=True).start()
     waiting.wait()

@@ -9,10 +9,11 @@ from typing import Any
 
 import pika
 
-__all__ = ["PIPELINE", "PikaBlocking", "PikaSelect", "take_in_order"]
+__all__ = ["PIPELINE", "RANKED_QUEUE", "PikaBlocking", "PikaSelect", "take_in_order"]
 
 _EXCHANGE = "benchmark"
 _QUEUE = "benchmark.raw"
+RANKED_QUEUE = f"{_QUEUE}.ranked"
 _PERSISTENT = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent)
 
 #: As much as synmanager's messages carry: id, rank, and time.
@@ -39,7 +40,7 @@ class PikaBlocking:
 
     def __init__(self, url: str, body: bytes, *, ranked: bool = False) -> None:
         self._body = body
-        self._queue = f"{_QUEUE}.ranked" if ranked else _QUEUE
+        self._queue = RANKED_QUEUE if ranked else _QUEUE
         self._properties = _RANKED if ranked else _PERSISTENT
         self._connection = pika.BlockingConnection(pika.URLParameters(url))
         self._channel = self._connection.channel()
@@ -125,7 +126,7 @@ class PikaSelect:
 
     def __init__(self, url: str, body: bytes, *, ranked: bool = False) -> None:
         self._body = body
-        self._queue = f"{_QUEUE}.ranked" if ranked else _QUEUE
+        self._queue = RANKED_QUEUE if ranked else _QUEUE
         self._properties = _RANKED if ranked else _PERSISTENT
         self._channel: Any = None
         self._to_send = self._sent = self._confirmed = 0

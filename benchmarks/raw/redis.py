@@ -8,10 +8,10 @@ from typing import Any
 
 import redis
 
-__all__ = ["RedisStream"]
+__all__ = ["GROUP", "STREAM", "RedisStream"]
 
-_STREAM = "benchmark:raw"
-_GROUP = "benchmark"
+STREAM = "benchmark:raw"
+GROUP = "benchmark"
 
 
 class RedisStream:
@@ -23,7 +23,7 @@ class RedisStream:
     def __init__(self, url: str, body: bytes) -> None:
         self._fields: dict[Any, Any] = {"body": body}
         self._redis = redis.Redis.from_url(url, single_connection_client=True)
-        self._redis.xgroup_create(_STREAM, _GROUP, id="0", mkstream=True)
+        self._redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
 
     def __enter__(self) -> RedisStream:
         return self
@@ -34,29 +34,29 @@ class RedisStream:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._redis.delete(_STREAM)
+        self._redis.delete(STREAM)
         self._redis.close()
 
     def publish_each(self, count: int) -> float:
         """``XADD``, one by one."""
         began = perf_counter()
         for _ in range(count):
-            self._redis.xadd(_STREAM, self._fields)
+            self._redis.xadd(STREAM, self._fields)
         rate = count / (perf_counter() - began)
-        self._redis.xtrim(_STREAM, 0, approximate=False)
+        self._redis.xtrim(STREAM, 0, approximate=False)
         return rate
 
     def publish_pipelined(self, count: int) -> float:
         """All ``XADD`` in one pipeline, without a transaction around it."""
         rate = self.fill(count)
-        self._redis.xtrim(_STREAM, 0, approximate=False)
+        self._redis.xtrim(STREAM, 0, approximate=False)
         return rate
 
     def fill(self, count: int) -> float:
         began = perf_counter()
         with self._redis.pipeline(transaction=False) as pipeline:
             for _ in range(count):
-                pipeline.xadd(_STREAM, self._fields)
+                pipeline.xadd(STREAM, self._fields)
             pipeline.execute()
         return count / (perf_counter() - began)
 
@@ -65,10 +65,10 @@ class RedisStream:
         self.fill(count)
         began = perf_counter()
         for _ in range(count):
-            read: Any = self._redis.xreadgroup(_GROUP, "consumer", {_STREAM: ">"}, count=1)
+            read: Any = self._redis.xreadgroup(GROUP, "consumer", {STREAM: ">"}, count=1)
             ((_, ((entry, _),)),) = read
             with self._redis.pipeline(transaction=False) as pipeline:
-                pipeline.xack(_STREAM, _GROUP, entry)
-                pipeline.xdel(_STREAM, entry)
+                pipeline.xack(STREAM, GROUP, entry)
+                pipeline.xdel(STREAM, entry)
                 pipeline.execute()
         return count / (perf_counter() - began)

@@ -67,6 +67,7 @@ def _latency(title: str, bench: Bench) -> Iterator[Result]:
                 time.sleep(random.uniform(0.02, 0.05))
                 producer.submit({**JOB, "sent": perf_counter()})
                 milliseconds.append(_first(programs) * 1000)
+            time.sleep(_SETTLED)  # else the last job is not acknowledged, and the next crowd's
             points.append((workers, median(milliseconds)))
     yield Curve("submit to handler start, median", "idle workers", "ms", title, points)
 
