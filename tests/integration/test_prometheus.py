@@ -107,6 +107,12 @@ def expressions() -> list[str]:
     return found
 
 
+def wanted_workers() -> str:
+    """What docs/scaling.md has KEDA ask."""
+    (found,) = re.findall(r"^ +query: (.+)$", (MONITORING.parent / "scaling.md").read_text(), re.M)
+    return str(found)
+
+
 def names(text: str) -> set[str]:
     return set(re.findall(r"\bsynmanager_\w+", text))
 
@@ -156,6 +162,7 @@ def test_a_real_prometheus_scrapes_a_real_worker(tmp_path: Path) -> None:
                 producer.submit({"steps": 1}, priority="low")
                 server.until('synmanager_workers{state="busy"}', 1)
                 server.until('synmanager_ready_jobs{phase="train",rank="low"}', 1)
+            server.until(wanted_workers(), 2)  # one runs, one waits
             server.until('synmanager_jobs{phase="train",state="dead"}', 1)
             server.until(
                 'synmanager_job_running_seconds_count{phase="train",outcome="succeeded"}', 1
