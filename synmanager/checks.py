@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from synmanager.backends.base import Address, Counts, Facts, Features, QueueBackend
@@ -112,6 +113,29 @@ class Seen:
     def is_redis(self) -> bool:
         return self.facts.product in ("Redis", "Valkey")
 
+    @property
+    def has_nodes(self) -> bool:
+        """Whether there is a management API that may tell of RabbitMQ's nodes."""
+        return self.is_rabbitmq and self.address.scheme in ("amqp", "amqps")
+
+    @cached_property
+    def nodes(self) -> Sequence[Node]:
+        """RabbitMQ's that run, which are asked for once; none where nobody tells."""
+        return _nodes(self.address) if self.has_nodes else ()
+
+    @property
+    def pressure(self) -> dict[str, str]:
+        """How much is taken of the room that there is, in words, by what it is."""
+        told = {what: _of(taken, most) for what, (taken, most) in self.facts.room.items()}
+        for node in self.nodes:
+            of_node = f" of {node.name}" if len(self.nodes) > 1 else ""
+            told[f"memory{of_node}"] = _of(node.memory, node.memory_limit)
+            told[f"disk{of_node}"] = (
+                f"{size(node.disk_free)} free, alarm at {size(node.disk_limit)}"
+            )
+            told[f"alarms{of_node}"] = ", ".join(node.alarms) or "none"
+        return told
+
 
 Check = Callable[[Seen], Iterator[Finding]]
 
@@ -123,11 +147,9 @@ def look(broker: QueueBackend, longest_job: float) -> Seen:
         longest_job: seconds.
     """
     names = with_phases(broker.facts().queues)
-    facts = broker.facts(names)
-    room = {what: f"{size(taken)} of {size(most)}" for what, (taken, most) in facts.room.items()}
     return Seen(
         broker.address,
-        replace(facts, settings={**facts.settings, **room}),
+        broker.facts(names),
         broker.features,
         {name: count(broker, name) for name in names},
         longest_job,
@@ -446,10 +468,18 @@ def little_room(seen: Seen) -> Iterator[Finding]:
 
 def pressed_nodes(seen: Seen) -> Iterator[Finding]:
     """Whether a node of RabbitMQ accepts nothing any more, or soon."""
-    if not seen.is_rabbitmq or seen.address.scheme not in ("amqp", "amqps"):
-        return
-    for node in _nodes(seen.address):
-        memory = f"{size(node.memory)} of {size(node.memory_limit)} of memory taken"
+    if seen.has_nodes and not seen.nodes:
+        yield Finding(
+            Severity.NOTE,
+            "not known: what RabbitMQ has left of memory and disk, and whether an alarm has gone "
+            "off, in which it accepts no jobs; its management API does not tell us",
+            "Switch it on (rabbitmq-plugins enable rabbitmq_management), let its port be reached "
+            "from here (15672; 15671 for amqps), and give the user the tag for it "
+            "(rabbitmqctl set_user_tags USER monitoring). On a node itself: rabbitmq-diagnostics "
+            "alarms.",
+        )
+    for node in seen.nodes:
+        memory = f"{_of(node.memory, node.memory_limit)} of memory taken"
         disk = f"{size(node.disk_free)} of disk free, where it stops at {size(node.disk_limit)}"
         if node.alarms:
             yield Finding(
@@ -537,6 +567,10 @@ CHECKS: tuple[Check, ...] = (
     unread_results,
     dead_letters,
 )
+
+
+def _of(taken: int, most: int) -> str:
+    return f"{size(taken)} of {size(most)}"
 
 
 def is_loopback(host: str) -> bool:

@@ -15,7 +15,11 @@ import pytest
 from containers import Container, amqp_answers, run, wait_for
 
 from synmanager import Archiver, Failure, Reject, Worker
+from synmanager.backends.rabbitmq import management as api
+from synmanager.backends.registry import create_backend
+from synmanager.checks import Seen, Severity, findings, look
 from synmanager.phases import PHASES, Phase
+from synmanager.settings import load_settings
 from synmanager.train import TrainConsumerOperator, TrainProducerOperator
 
 USERNAME = 'grid "admin" \\ é'
@@ -68,6 +72,16 @@ def management(container: Container, path: str, login: tuple[str, str]) -> bytes
     with urllib.request.urlopen(request, timeout=10) as answer:
         body: bytes = answer.read()
     return body
+
+
+def seen(url: str) -> Seen:
+    """What doctor and the dashboard learn of a broker."""
+    backend = create_backend(load_settings(url=url).address)
+    backend.open()
+    try:
+        return look(backend, 3600.0)
+    finally:
+        backend.close()
 
 
 def users(container: Container) -> dict[str, list[str]]:
@@ -174,6 +188,34 @@ class TestEveryStart:
 
     def test_shows_the_management_pages(self, development: Container) -> None:
         assert b"RabbitMQ Management" in management(development, "/", GUEST)
+
+    def test_tells_how_near_it_is_to_accepting_nothing(
+        self, development: Container, forbidden: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        port = development.port(15672)
+        monkeypatch.setattr(api, "_PORTS", {"amqp": ("http", port)})
+        guest = f"amqp://guest:guest@127.0.0.1:{development.port(5672)}/"
+        wait_for(lambda: bool(seen(guest).nodes), "its figures are there")
+        (node,) = seen(guest).nodes
+        assert 0 < node.memory < node.memory_limit
+        assert 0 < node.disk_limit < node.disk_free
+        told = seen(guest).pressure
+        assert (list(told), told["alarms"]) == (["memory", "disk", "alarms"], "none")
+        assert seen(forbidden).pressure == {}
+        assert any(
+            "whether an alarm has gone off" in each.what for each in findings(seen(forbidden))
+        )
+
+        watermark = ("rabbitmqctl", "-q", "set_vm_memory_high_watermark", "absolute")
+        development.execute(*watermark, "1")
+        try:
+            wait_for(lambda: seen(guest).pressure["alarms"] == "memory", "the alarm")
+            (told_of,) = (each for each in findings(seen(guest)) if "gone off" in each.what)
+            assert told_of.severity is Severity.DANGER
+            assert f"{node.name} accepts no jobs and no results" in told_of.what
+        finally:
+            development.execute(*watermark, str(node.memory_limit))
+        wait_for(lambda: seen(guest).pressure["alarms"] == "none", "the alarm's end")
 
     def test_runs_without_root(self, development: Container) -> None:
         processes = ("/proc/1", "/proc/self/")  # the slash: not the owner of the link

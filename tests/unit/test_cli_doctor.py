@@ -34,6 +34,10 @@ FEATURES = Features(
 GOOD: Mapping[str, Any] = {"x-queue-type": "classic", "x-max-priority": 9, "durable": True}
 
 
+#: A node of RabbitMQ with room.
+ROOMY = Node("rabbit@a", (), GIB, 2 * GIB, 9 * GIB, GIB)
+
+
 def rabbitmq(version: str, **arguments: Any) -> Facts:
     queues = {phase.queue: {**GOOD, **arguments} for phase in PHASES.values()}
     return Facts("RabbitMQ", version, consumers={}, arguments=queues)
@@ -67,7 +71,7 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     monkeypatch.setattr(checks, "_lets_in", lets_in)
     monkeypatch.setattr(checks, "_own_address", lambda: "10.0.0.7")
     monkeypatch.setattr(checks, "_copies", lambda _: {})
-    monkeypatch.setattr(checks, "_nodes", lambda _: [])
+    monkeypatch.setattr(checks, "_nodes", lambda _: [ROOMY])
     return open_at
 
 
@@ -261,7 +265,7 @@ def test_room_that_is_left(room: dict[str, tuple[int, int]], words: str | None) 
 @pytest.mark.parametrize(
     ("node", "severity", "words"),
     [
-        (Node("a", (), GIB, 2 * GIB, 9 * GIB, GIB), None, ""),
+        (ROOMY, None, ""),
         (
             Node("a", ("memory", "disk"), 3 * GIB, 2 * GIB, 0, GIB),
             Severity.DANGER,
@@ -281,6 +285,35 @@ def test_pressure_on_a_node(
     assert all(words in each.what for each in findings)
 
 
+def pressure(address: Address, facts: Facts) -> dict[str, str]:
+    return Seen(address, facts, FEATURES, {}, 1.0).pressure
+
+
+def test_how_much_room_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Address("amqps", "mq.example")
+    assert pressure(here, rabbitmq("4.3.6")) == {
+        "memory": "1.0 GiB of 2.0 GiB", "disk": "9.0 GiB free, alarm at 1.0 GiB", "alarms": "none",
+    }  # fmt: skip
+    full = Node("rabbit@b", ("memory", "disk"), 3 * GIB, 2 * GIB, 0, GIB)
+    monkeypatch.setattr(checks, "_nodes", lambda _: [ROOMY, full])
+    both = pressure(here, rabbitmq("4.3.6"))
+    assert both["memory of rabbit@a"] == "1.0 GiB of 2.0 GiB"
+    assert both["alarms of rabbit@b"] == "memory, disk"
+    assert pressure(Address("kombu+amqp", "mq.example"), rabbitmq("4.3.6")) == {}
+    room = Facts("Redis", "8.0.6", room={"memory": (GIB // 2, 4 * GIB)})
+    assert pressure(Address("redis"), room) == {"memory": "512.0 MiB of 4.0 GiB"}
+
+
+def test_nobody_tells_how_much_room_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_nodes", lambda _: [])
+    (finding,) = found(rabbitmq("4.3.6"))
+    assert finding.severity is Severity.NOTE
+    assert "whether an alarm has gone off" in finding.what
+    assert "rabbitmq_management" in finding.remedy
+    assert found(rabbitmq("4.3.6"), Address("kombu+amqps", "mq.example")) == []
+    assert pressure(Address("amqps", "mq.example"), rabbitmq("4.3.6")) == {}
+
+
 def test_room_in_a_file(tmp_path: Path) -> None:
     backend = create_backend(load_settings(url=f"sqlite:///{tmp_path}/jobs.db").address)
     backend.open()
@@ -290,7 +323,7 @@ def test_room_in_a_file(tmp_path: Path) -> None:
         backend.close()
     taken, most = seen.facts.room["disk"]
     assert (tmp_path / "jobs.db").stat().st_size <= taken <= most
-    assert re.fullmatch(r"[\d.]+ [KMG]iB of [\d.]+ [KMGT]iB", seen.facts.settings["disk"])
+    assert re.fullmatch(r"[\d.]+ [KMG]iB of [\d.]+ [KMGT]iB", seen.pressure["disk"])
 
 
 def test_no_encryption_and_no_password_off_loopback() -> None:

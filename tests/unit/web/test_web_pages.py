@@ -15,8 +15,11 @@ from grid import Grid
 from threads import WAIT, in_thread, until
 
 from synmanager import Jobs, Reject, Worker, current_job
-from synmanager.backends.base import DeadLetter
+from synmanager.backends.base import Address, DeadLetter, Facts
+from synmanager.backends.memory import MemoryBackend
+from synmanager.backends.rabbitmq.management import Node
 from synmanager.backends.registry import create_backend
+from synmanager.checks import Finding, Seen, findings
 from synmanager.cli import main
 from synmanager.errors import PublishRefused, Retry
 from synmanager.journal import desk, marks, recorder
@@ -516,6 +519,36 @@ def record(url: str, *events: tuple[str, dict[str, Any]]) -> None:
         backend.record(EVENTS, [json.dumps(each).encode() for each in entries])
     finally:
         backend.close()
+
+
+def test_the_pressure_on_a_broker(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [
+        Node("rabbit@<b>", ("memory",), 3 << 30, 2 << 30, 9 << 30, 1 << 30),
+        Node("rabbit@secret", (), 1 << 30, 2 << 30, 9 << 30, 1 << 30),
+    ]
+
+    def examine() -> tuple[Seen, list[Finding]]:
+        facts = Facts("RabbitMQ", "4.3.6")
+        seen = Seen(Address("amqps", "mq.example"), facts, MemoryBackend.features, {}, 1.0)
+        return seen, findings(seen)
+
+    monkeypatch.setattr("synmanager.checks._nodes", lambda _: there)
+    monkeypatch.setattr("synmanager.checks._lets_in", lambda _: False)
+    monkeypatch.setattr(site.observer, "examine", examine)
+    page = site.get("/broker").text
+    assert "its alarm for memory has gone off" in page
+    for what, told in (
+        ("memory of rabbit@&lt;b&gt;", "3.0 GiB of 2.0 GiB"),
+        ("alarms of rabbit@&lt;b&gt;", "memory"),
+        ("disk of rabbit@secret", "9.0 GiB free, alarm at 1.0 GiB"),
+        ("alarms of rabbit@secret", "none"),
+    ):
+        assert f"<dt>{what}</dt><dd>{told}</dd>" in page
+    there.clear()
+    page = site.get("/broker", then="").text
+    assert "whether an alarm has gone off" in page
+    assert "rabbitmq-plugins enable rabbitmq_management" in page
+    assert "<dt>memory" not in page
 
 
 def test_prometheus_gets_its_metrics(site: Site, trains: TrainProducerOperator) -> None:
