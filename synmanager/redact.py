@@ -37,8 +37,9 @@ _TOGETHER = frozenset(
         ("app host session shared", "key"),
         ("access api app auth bearer bot client csrf deploy device github gitlab hf id oauth "
          "personal private push refresh secret session slack user webhook xsrf", "token tokens"),
-        ("account admin amqp app client db email ftp http https ldap login mail mongo mq my mysql "
-         "pg postgres proxy rabbitmq redis root server smtp sql ssh sudo user", "pass pwd"),
+        ("account admin amqp app client db email ftp http https key ldap login mail mongo mq my "
+         "mysql pg postgres proxy rabbitmq redis root server smtp sql ssh store sudo user",
+         "pass pwd"),
         ("session", "id ids"),
         ("connection", "string strings"),
     )
@@ -53,13 +54,23 @@ _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _NAMED = re.compile(
     r"""(?<![A-Za-z0-9_-])(?:([A-Za-z]+)[ ])?([A-Za-z0-9_-]+)\\*["']?\s*[:=]+>?\s*"""
 )
-_OPTION = re.compile(r"""(?<![A-Za-z0-9_-])()--([A-Za-z][A-Za-z0-9_-]*)["']?,?\s+(?!-)""")
+_OPTION = re.compile(r"""(?<![A-Za-z0-9_-])()--?([A-Za-z][A-Za-z0-9_-]*)["']?,?\s+(?!-)""")
+
+# The same of a name that is a value itself: {"name": "password", "value": …}.
+_ENTRY = re.compile(
+    r"""()["'](?:name|key)\\*["']\s*:\s*\\*["']([\w.-]+)\\*["'],\s*"""
+    r"""\\*["']value\\*["']\s*:\s*""",
+    re.IGNORECASE,
+)
+
+#: An option in a list of a program's arguments, whose value is the next of them; and a name.
+_ARGUMENT, _NAME = re.compile("--?([A-Za-z][A-Za-z0-9_-]*)"), re.compile(r"[\w.-]+")
 
 _QUOTED = (  # to the line's end, if the other quote was cut off
     r"""\w{0,2}"(?:[^"\\]|\\.)*"|\w{0,2}'(?:[^'\\]|\\.)*'|\\+"[^"]*"|\\+'[^']*'|\w{0,2}["'][^\n]*"""
 )
 _BARE = r"""[^\s,;&}\])]+"""
-_SEVERAL = r"""[\[(][^\])\n]*[\])]?"""
+_SEVERAL = r"""[\[({][^\])}\n]*[\])}]?"""
 _VALUE = re.compile(
     rf"""{re.escape(HIDDEN)}|(?:digest|aws4-hmac-sha256)\s[^\r\n]*"""
     rf"""|(?:(?:basic|bearer|negotiate|ntlm|token|apikey)\s+)?(?:{_QUOTED}|{_SEVERAL}|{_BARE})""",
@@ -90,13 +101,41 @@ def hidden(value: Any, depth: int = 0) -> Any:
     if depth > _DEEPEST:
         return "(too deep to be shown)"
     if isinstance(value, Mapping):
+        names_secret = _names_secret(value)
         return {
-            name: HIDDEN if is_secret(str(name)) and each else hidden(each, depth + 1)
+            name: HIDDEN
+            if each and (is_secret(str(name)) or (names_secret and str(name).lower() == "value"))
+            else hidden(each, depth + 1)
             for name, each in value.items()
         }
     if isinstance(value, list):
-        return [hidden(each, depth + 1) for each in value]
+        return [
+            HIDDEN if place and _is_given_to(value[place - 1], each) else hidden(each, depth + 1)
+            for place, each in enumerate(value)
+        ]
     return hidden_in_text(value) if isinstance(value, str) else value
+
+
+def _names_secret(entry: Mapping[Any, Any]) -> bool:
+    """Whether it is one of a list of settings, and its name is that of a secret."""
+    return any(
+        isinstance(said, str)
+        and str(name).lower() in ("name", "key")
+        and _NAME.fullmatch(said) is not None
+        and is_secret(said)
+        for name, said in entry.items()
+    )
+
+
+def _is_given_to(option: Any, value: Any) -> bool:
+    """Whether one argument of a program is the secret that the one before it announces."""
+    found = _ARGUMENT.fullmatch(option) if isinstance(option, str) else None
+    return (
+        bool(value)
+        and found is not None
+        and is_secret(found[1])
+        and not (isinstance(value, str) and value.startswith("-"))
+    )
 
 
 def hidden_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +148,7 @@ def hidden_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def hidden_in_text(text: str) -> str:
     """Prose, such as an error, without what looks like a secret; once more changes nothing."""
-    for named in (_NAMED, _OPTION):
+    for named in (_NAMED, _OPTION, _ENTRY):
         text = "".join(_without_values(text, named))
     return _IN_URL.sub(rf"\g<1>{HIDDEN}\g<2>", text)
 
@@ -144,5 +183,18 @@ def restored(edited: Any, original: Any) -> Any:
         }
     if isinstance(edited, list) and isinstance(original, list):
         padded = [*original, *[None] * len(edited)]
-        return [restored(each, before) for each, before in zip(edited, padded, strict=False)]
+        return [
+            _given_to(edited[place - 1], original, place)
+            if place and each == HIDDEN and _is_given_to(edited[place - 1], each)
+            else restored(each, padded[place])
+            for place, each in enumerate(edited)
+        ]
     return edited
+
+
+def _given_to(option: Any, arguments: list[Any], place: int) -> Any:
+    """What an option was given among these arguments: at this place, or wherever it stood."""
+    for each in (place, *range(1, len(arguments))):
+        if each < len(arguments) and arguments[each - 1] == option:
+            return arguments[each]
+    return HIDDEN
