@@ -66,6 +66,15 @@ _EVENTS, _ENTRY = 100, 64 * 1024
 #: Characters of a text, and number of figures, that are kept of what a job says of itself.
 _TEXT, _FIGURES = 500, 50
 
+#: What has names, or several, and characters of one: no broker lets a job have a longer one. Lists
+#: of more are not of ours.
+_NAMED = ("id", "ids", "phase", "phases", "tags", "name", "sweep", "queue", "rank", "who", "host",
+          "version")  # fmt: skip
+_LONGEST_NAME, _MOST_NAMES = 1_000, 1_000
+
+#: What is said in words, and characters of it that are kept.
+_SAID, _LONGEST = ("reason", "traceback", "text"), 20_000
+
 #: Seconds since the epoch, of the year 5138: what comes later is no time.
 _LATEST = 1e11
 
@@ -161,18 +170,23 @@ def read(data: bytes) -> list[Event]:
         found = json.loads(data)
     except MALFORMED:
         return []
-    each = map(_event, found if isinstance(found, list) else [found])
+    is_long = len(data) > _LONGEST_NAME  # else there is nothing to look for
+    each = (_event(one, is_long) for one in (found if isinstance(found, list) else [found]))
     return [event for event in each if event is not None]
 
 
-def _event(found: Any) -> Event | None:
+def _event(found: Any, is_long: bool) -> Event | None:
     try:
-        kind, content = found["type"], found["data"]
+        kind, content, speaker = found["type"], found["data"], str(found["source"])
         if not kind.startswith(PREFIX) or not isinstance(content, dict):
             return None
+        if is_long:
+            if max(len(kind), len(speaker)) > _LONGEST_NAME or not _is_bounded(content):
+                return None
+            content = _cut(content)
         return Event(
             kind[len(PREFIX) :],
-            str(found["source"]),
+            speaker,
             datetime.fromisoformat(found["time"]).timestamp(),
             str(found.get("subject", "")),
             content,
@@ -180,6 +194,49 @@ def _event(found: Any) -> Event | None:
         )
     except (*MALFORMED, OSError):  # which a time can be that no clock shows
         return None
+
+
+def _is_bounded(content: Mapping[str, Any]) -> bool:
+    """Whether its names can be kept, and shown: a stranger's may be megabytes."""
+    for each in _NAMED:
+        named = content.get(each)
+        if named is None:
+            continue
+        if isinstance(named, str):
+            if len(named) > _LONGEST_NAME:
+                return False
+        elif isinstance(named, list):  # of texts, else it is a TypeError
+            longest = max(map(str.__len__, named), default=0)
+            if len(named) > _MOST_NAMES or longest > _LONGEST_NAME:
+                return False
+        elif isinstance(named, dict):
+            return False
+    return True
+
+
+def _cut(content: dict[str, Any]) -> dict[str, Any]:
+    """The same, with no more of what it says than is ever written here."""
+    cut: dict[str, Any] = {}
+    for name in _SAID:
+        said = content.get(name)
+        if isinstance(said, str) and len(said) > _LONGEST:
+            cut[name] = said[:_LONGEST]
+    figures = content.get("figures")
+    if isinstance(figures, dict) and (len(figures) > _FIGURES or not _are_short(figures)):
+        cut["figures"] = {
+            name[:_TEXT]: said if isinstance(said, int | float) else str(said)[:_TEXT]
+            for name, said in islice(figures.items(), _FIGURES)
+        }
+    return {**content, **cut} if cut else content
+
+
+def _are_short(figures: Mapping[str, Any]) -> bool:
+    for name, said in figures.items():
+        if isinstance(said, list | dict) or len(name) > _TEXT:
+            return False
+        if isinstance(said, str) and len(said) > _TEXT:
+            return False
+    return True
 
 
 def read_to(take: Callable[[Event], object], data: bytes) -> None:

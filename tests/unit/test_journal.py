@@ -717,6 +717,30 @@ class TestForm:
             event.type, event.source, event.time, event.subject, event.data,
         )  # fmt: skip
 
+    @pytest.mark.parametrize("endless", ["x" * 1001, ["x" * 1001], ["x"] * 1001, [["x"] * 600], {}])
+    def test_names_of_strangers_that_have_no_end_are_none(self, endless: Any) -> None:
+        for name in ("id", "ids", "phases", "sweep", "who"):
+            entry = write(Event("x", "s", 1.0, "", {name: endless, "job": "x" * 1000}))
+            assert read(entry) == [], name
+        assert read(write(Event("x", "s" * 1001, 1.0, "", {}))) == []
+        (event,) = read(write(Event("x", "s", 1.0, "", {"ids": ["x" * 1000], "job": "x" * 9000})))
+        assert len(event.data["job"]) == 9000
+
+    def test_of_what_strangers_say_no_more_is_kept_than_is_written_here(self) -> None:
+        figures = {"x" * 1000: 1, "deep": [["x"] * 600], "loss": 0.5, "text": "x" * 900, "huge": {}}
+        said = {"reason": "x" * 50_000, "text": 7, "figures": figures}
+        (event,) = read(write(Event("x", "s", 1.0, "", said)))
+        assert event.data["reason"] == "x" * 20_000
+        assert event.data["text"] == 7
+        assert event.data["figures"] == {
+            "x" * 500: 1, "deep": str([["x"] * 600])[:500], "loss": 0.5, "text": "x" * 500,
+            "huge": "{}",
+        }  # fmt: skip
+        many = {"figures": {f"figure{number}": number for number in range(1000)}}
+        (event,) = read(write(Event("x", "s", 1.0, "", many)))
+        assert list(event.data["figures"].items()) == [(f"figure{n}", n) for n in range(50)]
+        assert len(event.whole["data"]["figures"]) == 1000
+
 
 class TestFold:
     def test_what_has_ended_and_is_old_is_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
