@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from synmanager.interrupts import is_from_handler
 
-__all__ = ["quoted", "shown"]
+__all__ = ["last_lines", "quoted", "shown"]
 
 _CUT = "..."
 
@@ -28,6 +28,18 @@ def shown(text: object, limit: int = 200) -> str:
 def quoted(value: object, limit: int = 100) -> str:
     """``repr(value)`` in the same way: what was given instead of what was wanted."""
     return _fit(_written(value, repr), limit)
+
+
+def last_lines(text: str, most: int) -> str:
+    """As many of the last lines as have room in so many characters, the cut marked by dots.
+
+    Lines in whole: of ``password=sesame``, nobody would know ``same`` for a secret. One that is
+    too long alone is cut.
+    """
+    if len(text) <= most:
+        return text
+    end = text[len(_CUT) - most :]
+    return _CUT + (end.partition("\n")[2] or end)
 
 
 def _written(value: object, write: Callable[[object], str]) -> str:

@@ -33,7 +33,7 @@ from synmanager.errors import (
 )
 from synmanager.interrupts import is_from_handler
 from synmanager.message import Message
-from synmanager.text import shown
+from synmanager.text import last_lines, shown
 
 __all__ = [
     "End",
@@ -196,7 +196,7 @@ def tail(error: BaseException) -> str:
     except BaseException as defect:  # it formats what the callback made
         let_pass(defect)
         return f"(the traceback cannot be written: {type(defect).__name__})"
-    return text if len(text) <= LONGEST_TRACEBACK else "..." + text[3 - LONGEST_TRACEBACK :]
+    return last_lines(text, LONGEST_TRACEBACK)
 
 
 def cut(text: str) -> str:

@@ -30,7 +30,7 @@ from synmanager.journal.recorder import FAREWELL, Recorder
 from synmanager.message import decode, encode
 from synmanager.redact import hidden, hidden_figures
 from synmanager.settings import Settings
-from synmanager.text import quoted
+from synmanager.text import last_lines, quoted
 
 __all__ = ["MOST_STATE", "Desk", "Report"]
 
@@ -213,9 +213,10 @@ class Report:
             return
         if self._latest is not None:
             self._say_latest(time.time())
-        for name, length in (("reason", _REASON), ("traceback", _TRACEBACK)):
-            if name in data:
-                data[name] = data[name][-length:] if name == "traceback" else data[name][:length]
+        if "reason" in data:
+            data["reason"] = data["reason"][:_REASON]
+        if "traceback" in data:
+            data["traceback"] = last_lines(data["traceback"], _TRACEBACK)
         if self._began is not None:
             data["started_at"] = self._began
         is_final = kind in ("succeeded", "died", "cancelled")

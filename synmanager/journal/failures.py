@@ -58,7 +58,7 @@ class Failure:
         id, phase, rank: the job's; ``phase`` is the name of its queue.
         attempt: the one that was its last.
         reason: in words, its first 2,000 characters.
-        traceback: the last 4,000 characters of it; "" if no exception was the reason.
+        traceback: its last lines, 4,000 characters at most; "" if no exception was the reason.
         died_at, submitted_at, started_at: seconds since the epoch, by the clocks of its worker
             and its submitter; None if that is not known.
         worker: who gave it up: host, process and which of its connections.

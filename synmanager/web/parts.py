@@ -16,7 +16,7 @@ from markupsafe import Markup
 from synmanager.journal import events
 from synmanager.journal.fold import Progress
 from synmanager.redact import hidden_figures, hidden_in_text
-from synmanager.text import shown
+from synmanager.text import last_lines, shown
 from synmanager.words import ago, duration, number
 from synmanager.words import moment as on_the_wall
 
@@ -25,6 +25,8 @@ __all__ = ["Page", "Sent", "environment", "key_of", "query_of"]
 #: The words of a clock, which the browser's own script keeps going.
 _CLOCKS = re.compile(r"(<time data-[^>]*>)[^<]*")
 
+#: Characters of a traceback that secrets are looked for in.
+_LONGEST_PROSE = 20_000
 
 #: What an event says of a job, in words, and as the state whose colour it has.
 _SAID = {
@@ -153,8 +155,8 @@ def line(text: object, limit: int = 120) -> str:
 
 
 def prose(text: object, limit: int = 4000) -> str:
-    """What a stranger wrote in lines, such as a traceback, without secrets."""
-    return lines(hidden_in_text(str(text)[:limit]))
+    """The end of what a stranger wrote in lines, a traceback, without secrets."""
+    return lines(last_lines(hidden_in_text(last_lines(str(text), _LONGEST_PROSE)), limit))
 
 
 def lines(text: str, limit: int = 20_000) -> str:

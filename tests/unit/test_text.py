@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from synmanager.text import quoted, shown
+from synmanager.text import last_lines, quoted, shown
 
 ANY = st.text(st.characters(), max_size=30)  # surrogates and control characters as well
 
@@ -111,3 +111,16 @@ def test_what_was_given_is_quoted_on_one_short_line() -> None:
     assert quoted("a\x1b\n") == r"'a\x1b\n'"
     assert quoted(["\u202e" * 1000], 20) == r"['\u202e\u202e\u2..."
     assert quoted(Awkward()) == "<Awkward that cannot be written>"
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("one\ntwo\nthree", "one\ntwo\nthree"),
+        ("and one\ntwo\nthree", "...two\nthree"),
+        ("x\none two three four", "...three four"),
+        ("", ""),
+    ],
+)
+def test_the_last_lines(text: str, end: str) -> None:
+    assert last_lines(text, 13) == end
