@@ -210,7 +210,10 @@ class _Site:
 
     async def ask(self, request: Request) -> Response:
         """Say how many jobs an action touches, and ask."""
-        return await self._asked(request, _fields(_query(request)), "")
+        fields = _fields(_query(request))
+        # What is to be done is the form's to say: no link fills in a job that somebody then saves.
+        about = {name: fields[name] for name in (*_ABOUT, "back") if name in fields}
+        return await self._asked(request, about, "")
 
     async def act(self, request: Request) -> Response:
         """Do it, if it still touches as many jobs as was said."""

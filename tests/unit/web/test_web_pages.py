@@ -482,6 +482,59 @@ def test_a_letter_of_no_time_is_shown(site: Site, url: str) -> None:
     assert "odd" in shows(site, "/letter", "poison", queue="train", id="odd")
 
 
+def test_megabytes_of_strangers_are_in_no_page(site: Site, url: str) -> None:
+    much = "<b>" + "A" * 1_000_000
+    many = [f"n{number}" for number in range(100_000)]
+    job = {"id": "j", "phase": "train", "submitted_at": 1.0, "rank": "low", "attempt": 1}
+    said = {"done": 1, "total": 2, "text": much, "figures": {much: much, "deep": [[much]]}}
+    up = {"host": "h", "pid": 1, "phases": ["train"], "tags": [], "version": "1"}
+    record(
+        url,
+        *(("job.started", {**job, name: much}) for name in ("id", "phase", "rank")),
+        ("job.submitted", {**job, "ids": [much], "delay": 0.0}),
+        *(("worker.up", {**up, name: each}) for name in up for each in (much, many, [much])),
+        ("sweep.begun", {"name": much, "phase": "train", "total": 3, "submitted_at": 1.0}),
+        ("action.purge", {"who": much, "number": 1, "ids": [], "queue": much, "reason": much}),
+        ("job.progress", {**job, "id": "said", **said}),
+        ("job.progress", {**job, "id": "many", **said, "figures": dict.fromkeys(many, 1.0)}),
+        ("job.died", {**job, "id": "died", "reason": much, "traceback": f"{much}\n" * 3}),
+        ("job.started", {**job, "id": "run-9", "given": "[" * 100_000}),
+    )
+    shows(site, "/", "run-9")
+    for path in ("/", "/waiting", "/sweeps", "/workers", "/broker", "/metrics"):
+        assert len(site.get(path).text) < 60_000, path
+    for name in ("said", "many", "died", "run-9"):
+        page = site.get("/job", phase="train", id=name)
+        assert (page.status, len(page.text) < 20_000) == (200, True), name
+
+
+def test_no_link_fills_in_what_a_job_is_changed_to(
+    site: Site, url: str, trains: TrainProducerOperator
+) -> None:
+    dead(url, trains, {"run": 1})
+    about = {"queue": "train", "id": "dead-0"}
+    shows(site, "/do/edit", "&#34;run&#34;: 1", **about)
+    asked = site.get("/do/edit", **about, job='{"run": "evil"}', number="1")
+    assert "evil" not in asked.text
+    form = {**about, "form": asked.hidden("form"), "number": "7", "job": '{"run": "mine"}'}
+    assert "mine" in site.post("/do/edit", form).text, "what was typed is kept"
+
+
+def test_of_a_traceback_the_end_is_shown_and_no_half_of_a_secret(
+    site: Site, url: str, trains: TrainProducerOperator
+) -> None:
+    def work(**_: Any) -> None:
+        # Wherever it is cut, it is cut in the middle of a secret.
+        raise ValueError(f"token={'sesame' * 40}\n" * 60 + "the very end")
+
+    trains.submit({}, job_id="run-1")
+    Worker({"train": work}, url=url, max_attempts=1).run(burst=True)
+    recorder.flush_all(5)
+    for path, about in (("/job", "phase"), ("/letter", "queue")):
+        page = shows(site, path, "the very end", **{about: "train", "id": "run-1"})
+        assert "esame" not in page, path
+
+
 def test_a_sweep_of_no_phase_is_none(site: Site, url: str) -> None:
     begun = {"name": "s", "total": 2, "submitted_at": 1.0}
     record(url, ("sweep.begun", {**begun, "phase": "nobody's"}))
