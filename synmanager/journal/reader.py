@@ -12,7 +12,7 @@ from synmanager.errors import Unsupported
 from synmanager.journal.events import EVENTS, Event, read_to
 from synmanager.journal.recorder import flush_all
 
-__all__ = ["Reader"]
+__all__ = ["PAGE", "Reader"]
 
 #: Seconds that one wait at the broker lasts.
 _SLICE = 1.0
@@ -21,7 +21,7 @@ _SLICE = 1.0
 _OWN = 0.2
 
 #: Entries of one reading, each of which may have many events.
-_LIMIT = 500
+PAGE = 500
 
 
 class Reader:
@@ -71,7 +71,7 @@ class Reader:
         after = self._position
 
         def replay(backend: QueueBackend) -> list[tuple[str, bytes]]:
-            entries = backend.replay(EVENTS, after, wait=wait, limit=_LIMIT)
+            entries = backend.replay(EVENTS, after, wait=wait, limit=PAGE)
             return [(entry.position, entry.data) for entry in entries]
 
         found = self._session.call(replay)

@@ -18,7 +18,7 @@ from synmanager.errors import SynmanagerError
 from synmanager.jobs import Jobs
 from synmanager.journal.events import MALFORMED, Event, source
 from synmanager.journal.fold import Fold
-from synmanager.journal.reader import Reader
+from synmanager.journal.reader import PAGE, Reader
 from synmanager.journal.tally import Tally
 from synmanager.phases import PHASES, with_phases
 from synmanager.settings import Settings
@@ -200,8 +200,9 @@ class Observer:
             self._count()
             if self.is_stopping:
                 return
-            # Under load, a rest lets the rest of the process work, and more comes at once.
-            if self.is_caught_up and self.read - before < 1000:
+            # Under load, a rest lets the rest of the process work, and more comes at once; but not
+            # while a page comes full: as much and more waits behind it already.
+            if self.is_caught_up and self.read - before < PAGE:
                 self._stopping.wait(max(0.0, 0.25 - (time.monotonic() - began)))
             began, before = time.monotonic(), self.read
         if self.trouble or not self.is_caught_up:

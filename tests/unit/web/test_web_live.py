@@ -70,6 +70,23 @@ def test_ten_thousand_events_are_few_messages(grid: Grid, site: Site) -> None:
     assert sent <= 2 * (time.monotonic() - began) + 2
 
 
+def test_it_keeps_up_with_whoever_says_each_thing_alone(
+    grid: Grid, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    stopping = site.observer._stopping
+    wait = stopping.wait
+
+    def counted(seconds: float) -> bool:
+        rests.append(seconds)
+        return wait(seconds)
+
+    monkeypatch.setattr(stopping, "wait", counted)
+    grid.client().record(EVENTS, [progress(f"run-{n % 50}", n) for n in range(5_000)])
+    until(lambda: site.observer.read == 5_000, "all read")
+    assert len(rests) <= 3
+
+
 def test_an_idle_observer_asks_less_than_twice_a_second(
     grid: Grid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
