@@ -253,6 +253,21 @@ def test_a_forged_form_changes_nothing(guarded: Site, broker: Grid) -> None:
     assert broker.dead() == []
 
 
+def test_another_session_s_form_is_a_forged_one(guarded: Site, broker: Grid) -> None:
+    log_in(guarded)
+    about = {"queue": "train", "id": "bad"}
+    good = {**about, "form": guarded.get("/do/purge", **about).hidden("form"), "number": "1"}
+    mine = guarded.cookie
+    log_in(guarded)
+    assert guarded.post("/do/purge", good).status == 403
+    assert guarded.post("/logout", good).status == 403
+    guarded.cookie = mine
+    for origin in ("null", f"https://127.0.0.1:{guarded.port}.evil.example", "http://127.0.0.1:1"):
+        assert guarded.post("/do/purge", good, Origin=origin).status == 403, origin
+    assert len(broker.dead()) == 1
+    assert guarded.post("/do/purge", good).status == 200
+
+
 def test_a_form_that_is_too_long_is_refused(guarded: Site) -> None:
     guarded.headers["Authorization"] = f"Bearer {TOKEN}"
     assert guarded.post("/do/edit", {"job": "x" * 5_000_000}).status == 403
