@@ -294,7 +294,10 @@ class Pages:
             for each in groups
         }  # fmt: skip
         shown_here = sum(len(group.letters) for group in groups)
-        page.pieces["more"] = self._make("more", shown_here, self._dead(), "letters")
+        # What was counted may be older than what is seen.
+        page.pieces["more"] = self._make(
+            "more", shown_here, max(shown_here, self._dead()), "letters"
+        )
         return page
 
     def letter(self, query: dict[str, str]) -> Page:

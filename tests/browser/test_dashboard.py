@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,29 @@ from selenium.webdriver.common.keys import Keys
 from threads import in_thread, until
 
 from synmanager import Reject, Worker, current_job
+from synmanager.backends.base import DeadLetter
+from synmanager.backends.registry import create_backend
 from synmanager.journal import recorder
+from synmanager.journal.events import EVENTS, Event, write
+from synmanager.message import Message
+from synmanager.settings import load_settings
 from synmanager.train import TrainProducerOperator
+from synmanager.web.actions import Actions
 from synmanager.web.demo import DemoGrid
+from synmanager.web.pages import Pages
+from synmanager.web.parts import environment
 
 PAGES = ("/", "/waiting", "/sweeps", "/dead", "/workers", "/broker")
 
 #: Pixels by which a page is wider than the window.
 _TOO_WIDE = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+#: What is widest in it.
+_WIDEST = """
+    const all = [...document.body.querySelectorAll("*")];
+    const right = (each) => each.getBoundingClientRect().right;
+    return all.filter((each) => right(each) > innerWidth).map((each) => each.outerHTML);
+"""
 
 
 class Steps:
@@ -182,6 +199,86 @@ def test_a_script_in_a_job_s_name_does_nothing(
         assert eyes.run("return document.title") != "owned"
         assert eyes.run("return document.images.length") == 0
         assert eyes.run("return document.scripts.length") == 1
+
+
+#: Words of strangers that have no place to break at; what is as long as an id may be.
+LONG, ID = "W" * 300, "run-" + "W" * 190
+
+
+def crowd(site: Site, url: str) -> None:
+    """Whatever has a page, at its widest: jobs in all states, a sweep, workers, dead letters."""
+    now = time.time()
+    job = {"id": ID, "phase": "train", "submitted_at": now, "rank": "high", "attempt": 2}
+    said = {"done": 3, "total": 7, "text": LONG, "figures": {LONG: 0.5, "loss": LONG, "n": 10**12}}
+    died = {"reason": f"ValueError: {LONG}", "traceback": f"Traceback\n  {LONG}\n{LONG}"}
+    sweep = {"name": f"sweep-{ID}", "phase": "train", "total": 300, "submitted_at": now}
+    member = {**job, "sweep": sweep["name"]}
+    up = {"host": "h" * 200, "pid": 1, "phases": ["train", LONG], "tags": ["gpu", *[LONG] * 9]}
+    events = [
+        ("sweep.begun", sweep),
+        ("job.submitted", {**job, "ids": [f"waits-{ID}"], "delay": 0.0}),
+        ("job.submitted", {**job, "ids": [f"later-{ID}"], "delay": 3600.0}),
+        ("worker.up", {**up, "version": "9" * 200}),
+        ("job.started", {**job, "given": json.dumps({LONG: LONG, "lr": [LONG]})}),
+        ("job.progress", {**job, **said}),
+        ("job.died", {**job, "id": "dead", **died}),
+        ("job.retried", {**job, "id": f"retried-{ID}", "due_at": now + 3600, **died}),
+        ("job.died", {**member, "id": f"{sweep['name']}.1", **died}),
+        ("job.started", {**member, "id": f"{sweep['name']}.2"}),
+        ("job.progress", {**member, "id": f"{sweep['name']}.2", **said}),
+        ("action.purge", {"who": LONG, "number": 1, "ids": [ID], "queue": LONG, "reason": LONG}),
+    ]
+    backend = create_backend(load_settings(url=url).address)
+    backend.open()
+    try:
+        source = f"{'h' * 200}/1/{LONG}"
+        backend.record(EVENTS, [write(Event(kind, source, now, "", data)) for kind, data in events])
+        message = Message(json.dumps({LONG: LONG}).encode(), id="dead", headers={LONG[:60]: LONG})
+        backend.add_letters(
+            "train", [DeadLetter(message, "train", died["reason"], 5, now, died["traceback"])]
+        )
+    finally:
+        backend.close()
+    until(lambda: site.observer.read == len(events), "the events")
+    until(lambda: "cause=" in site.get("/dead").text, "the letter")
+
+
+def pages_of(site: Site) -> list[str]:
+    """A path to each page that there is, and to what is said where there is none."""
+    (cause,) = re.findall(r"/dead\?(queue=train&amp;cause=\w+)", site.get("/dead").text)
+    job, letter = {"phase": "train", "id": ID}, {"queue": "train", "id": "dead"}
+    sweep = urlencode({"name": f"sweep-{ID}"})
+    site.do("pause", phase="evaluate")
+    return [
+        *PAGES, "/waiting?phase=train", "/nothing", f"/sweep?{sweep}", "/sweep?name=nothing",
+        *(f"/job?{urlencode({**job, 'id': name})}" for name in (ID, "dead", f"later-{ID}", LONG)),
+        f"/dead?{cause.replace('&amp;', '&')}", f"/letter?{urlencode(letter)}", "/letter?id=none",
+        "/login", "/do/pause?phase=train", "/do/resume?phase=evaluate", "/do/resume?phase=train",
+        f"/do/cancel?{urlencode(job)}", f"/do/cancel-sweep?{sweep}", f"/do/retry-sweep?{sweep}",
+        *(f"/do/{what}?{urlencode(letter)}" for what in ("edit", "redrive", "purge")),
+    ]  # fmt: skip
+
+
+def test_every_page_fits_and_complains_of_nothing(eyes: Eyes, site: Site, url: str) -> None:
+    crowd(site, url)
+    seen: set[str] = set()
+    for path in pages_of(site):
+        eyes.driver.get(site.url + path)
+        seen.add(path.partition("?")[0])
+        for scheme, width, ground in (
+            ("dark", 400, "rgb(18, 22, 28)"),
+            ("light", 1600, "rgb(246, 247, 249)"),
+        ):
+            eyes.prefer(scheme)
+            eyes.size(width, 900)
+            assert eyes.run(_TOO_WIDE) <= 0, (path, width, eyes.run(_WIDEST))
+            assert eyes.run("return getComputedStyle(document.body).backgroundColor") == ground
+        # Of a page that is not there, Chromium itself says that.
+        complaints = [each for each in eyes.complaints() if "responded with a status" not in each]
+        assert complaints == [], path
+    pages = Pages(site.observer, environment({}), allows=True)
+    actions = Actions(site.observer, pages.letters).by_name
+    assert {*pages.by_path, *(f"/do/{name}" for name in actions), "/login"} <= seen
 
 
 def test_a_token_is_asked_for(eyes: Eyes, url: str, trains: TrainProducerOperator) -> None:

@@ -478,7 +478,8 @@ def test_a_letter_of_no_time_is_shown(site: Site, url: str) -> None:
         backend.add_letters("train", [DeadLetter(message, "train", "poison", 1, 1e17)])
     finally:
         backend.close()
-    shows(site, "/dead", "poison")
+    page = shows(site, "/dead", "poison")
+    assert "No dead letters" not in page, "though none is counted yet"
     assert "odd" in shows(site, "/letter", "poison", queue="train", id="odd")
 
 
