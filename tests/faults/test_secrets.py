@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from harness.brokers import CANARY, PASSWORD, USER, Broker
 from harness.processes import Processes
-from harness.waiting import free_port
+from ports import free_port
 
 from synmanager import Worker
 from synmanager.errors import AccessRefused

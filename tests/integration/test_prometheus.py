@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from urllib.request import urlopen
 import marathon
 import pytest
 from containers import no_broker, run
+from ports import free_port
 from threads import until
 
 from synmanager.train import TrainProducerOperator
@@ -64,12 +64,6 @@ def program(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def answer(url: str, **parameters: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from exchange import fresh_queues
+from ports import free_port
 from threads import in_thread, until
 from wire import Wire
 
@@ -22,11 +22,6 @@ from synmanager.train import TrainProducerOperator
 def url(amqp_url: str) -> Iterator[str]:
     with fresh_queues(amqp_url, "this project"):
         yield amqp_url
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def joined(url: str, ports: list[int]) -> str:

@@ -16,7 +16,8 @@ import psycopg
 from harness.brokers import PASSWORD, STARTUP, USER, Broker
 from harness.catalogue import Missing
 from harness.launchers import HostProcess
-from harness.waiting import free_port, wait_until
+from harness.waiting import wait_until
+from ports import free_port
 from psycopg import sql
 
 #: The database that the queues are in.

@@ -7,9 +7,11 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from urllib.parse import quote
 
+from ports import free_port
+
 from harness.certificates import Certificate
 from harness.launchers import Launcher
-from harness.waiting import free_port, wait_until
+from harness.waiting import wait_until
 
 USER = "faults"
 

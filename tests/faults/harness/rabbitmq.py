@@ -13,10 +13,11 @@ from pathlib import Path
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from ports import free_port
 
 from harness.brokers import PASSWORD, USER, Broker
 from harness.launchers import Container, HostProcess
-from harness.waiting import free_port, wait_until
+from harness.waiting import wait_until
 
 _BIN = "/usr/lib/rabbitmq/bin"  # Debian's wrappers in /usr/sbin change the user
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import redis
+from ports import free_port
 from redis.crc import key_slot
 
 from harness.brokers import PASSWORD, USER
 from harness.redis_group import RedisGroup
 from harness.redis_server import RedisServer
-from harness.waiting import free_port, wait_until
+from harness.waiting import wait_until
 
 #: Seconds of silence after which nodes take another one for down.
 DOWN_AFTER = 1.5

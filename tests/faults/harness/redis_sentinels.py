@@ -7,11 +7,12 @@ from typing import Any
 from urllib.parse import quote
 
 import redis
+from ports import free_port
 
 from harness.brokers import PASSWORD, USER
 from harness.launchers import HostProcess
 from harness.redis_group import RedisGroup
-from harness.waiting import free_port, wait_until
+from harness.waiting import wait_until
 
 #: What the Sentinels call the primary.
 NAME = "grid"

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from ports import free_port
 
 from harness.brokers import PASSWORD, USER, Broker
 from harness.launchers import Container, HostProcess
-from harness.waiting import free_port, wait_until
+from harness.waiting import wait_until
 
 #: What a server is told that shall earn the word "confirmed". Nobody can log in as "default", but
 #: it keeps its rights: Redis and Valkey replay what scripts have written under that name, and drop

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,18 +25,3 @@ def wait_until(condition: Callable[[], T], within: float, what: str) -> T:
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within:g} s: {what}")
         time.sleep(_POLL)
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody uses.
-
-    Nor will while its server is down: it is none of those that the kernel gives to clients.
-    """
-    while True:
-        port = random.randrange(10_000, 32_000)
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
