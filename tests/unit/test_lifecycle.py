@@ -159,11 +159,13 @@ class TestThreads:
                 producer.process(run=100 * number + run)
 
         def consume() -> int:
-            return consumer.listen_message(lambda run: seen.append(run), idle_timeout=0.3)
+            return consumer.listen_message(lambda run: seen.append(run))
 
         joins = [in_thread(consume) for _ in range(8)]
         for join in [in_thread(produce, number) for number in range(8)]:
             join()
+        until(lambda: len(seen) >= 400, "all have run")
+        consumer.stop()
         assert sum(join() for join in joins) == 400
         assert sorted(seen) == [100 * number + run for number in range(8) for run in range(50)]
         assert grid.count() == {}
