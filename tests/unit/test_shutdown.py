@@ -843,8 +843,11 @@ class TestStop:
             sys.setswitchinterval(before)
 
     def test_overdue_is_after_the_grace_period(self) -> None:
-        with Shutdown(0.05, lambda: False, lambda: None, lambda: None) as shutdown:
-            assert not shutdown.overdue
-            shutdown.request()
-            assert not shutdown.overdue
-            until(lambda: shutdown.overdue)
+        for grace in (3600.0, 0.05):
+            with Shutdown(grace, lambda: False, lambda: None, lambda: None) as shutdown:
+                assert not shutdown.overdue
+                shutdown.request()
+                if grace > 60:
+                    assert not shutdown.overdue
+                else:
+                    until(lambda shutdown=shutdown: shutdown.overdue)  # type: ignore[misc]
