@@ -76,19 +76,19 @@ class TestBroker:
     def test_what_waits_stands_in_the_order_in_which_it_runs(self, broker: FakeBroker) -> None:
         assert broker.waiting("train") == []
         with TrainProducerOperator(url=broker.url) as producer:
-            late = producer.submit({"n": 1}, delay=20)
-            producer.submit({"n": 2}, delay=10, priority="high")
+            late = producer.submit({"n": 1}, delay=2000)
+            producer.submit({"n": 2}, delay=1000, priority="high")
             producer.submit({"n": 3})
             producer.submit({"n": 4}, priority="high")
-            gone = producer.submit({"n": 5}, delay=5)
+            gone = producer.submit({"n": 5}, delay=500)
             producer.delete(gone)
         waiting = broker.waiting("train")
         assert [each.job["n"] for each in waiting] == [4, 3, 2, 1]
         assert [each.priority for each in waiting] == ["high", "normal", "high", "normal"]
         assert waiting[3].id == late
         assert waiting[0].delay == 0
-        assert 19 < waiting[3].delay <= 20
-        broker.clock.advance(20)
+        assert 1900 < waiting[3].delay <= 2000
+        broker.clock.advance(2000)
         assert [each.delay for each in broker.waiting("train")] == [0, 0, 0, 0]
 
     def test_a_queue_that_nobody_made_is_named(self, broker: FakeBroker) -> None:
