@@ -385,7 +385,7 @@ class TestPatience:
         for endless in (False, True):
             with pytest.raises(BrokerUnavailable, match=GONE):
                 session.call(lambda backend: backend.receive(["train"], 0), endless=endless)
-        assert 0.6 <= time.monotonic() - began < 3
+        assert 0.6 <= time.monotonic() - began < 30  # a call without a limit of its own takes 60
 
     def test_none_at_all(self, backend: FlakyBackend) -> None:
         session = Session(backend, reconnect=0)

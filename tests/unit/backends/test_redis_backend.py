@@ -656,7 +656,7 @@ class TestClock:
         newcomer = broker.client(lease=3600)
         began = time.monotonic()
         assert newcomer.receive([SPEC.name], 10) is not None
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
 
 
 class TestBell:
