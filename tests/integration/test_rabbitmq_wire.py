@@ -384,7 +384,7 @@ class TestSixteenThreads:
         assert max(took) < 6, took  # twice the patience, and a slow machine
 
     def test_close_ends_all(self, wire: Wire, client: RabbitMQBackend, spec: QueueSpec) -> None:
-        client.address = replace(client.address, timeout=30.0)
+        client.address = replace(client.address, timeout=60.0)
         client.close()
         wire.hold_replies()
         connections = wire.connections

@@ -9,8 +9,9 @@ from typing import Any
 
 __all__ = ["WAIT", "in_thread", "until"]
 
-#: Seconds within which what must happen has happened, on a slow and busy machine.
-WAIT = 10.0
+#: Seconds within which what must happen has happened, on a slow and busy machine that stands still
+#: for a while.
+WAIT = 30.0
 
 
 def in_thread(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
