@@ -307,7 +307,7 @@ class TestLocked:
         began = time.monotonic()
         with pytest.raises(BrokerUnavailable, match="is locked"):
             CALLS[call](client)
-        assert 0.3 <= time.monotonic() - began < 1.3
+        assert 0.3 <= time.monotonic() - began < 4  # SQLite itself waits for 5
         assert client.count(SPEC.name).ready == 0, "who only reads does not wait"
         locked.execute("ROLLBACK")
         CALLS[call](client)
@@ -330,7 +330,7 @@ class TestLocked:
         for thread in threads:
             thread.join(10)
         assert len(seconds) == 16
-        assert max(seconds) < 1.5
+        assert max(seconds) < 6  # one after the other, it would be 8
 
     def test_close_ends_those_who_wait_for_the_lock(
         self, jobs: Jobs, locked: sqlite3.Connection
