@@ -25,7 +25,7 @@ from synmanager.testing.steps import (
     take,
     takes_nothing,
 )
-from synmanager.testing.topic import Topic
+from synmanager.testing.topic import UNHURRIED, Topic
 
 __all__ = ["Leases"]
 
@@ -129,26 +129,27 @@ class Leases(Topic):
 
     @needs_return
     def test_a_delivery_that_is_dropped_unsettled_goes_back_or_ends_with_its_lease(
-        self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
+        self, broker: BrokerUnderTest, unhurried: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
         """As when its taker is interrupted before it has begun with it."""
+        lease = UNHURRIED * broker.lease
         sent = publish(other, spec, make_message(1), make_message(2))
-        dropped = worker.receive([spec.name], WAIT)
+        dropped = unhurried.receive([spec.name], WAIT)
         assert dropped is not None
-        kept = take(worker, spec)
-        settled = worker.receive([spec.name], 0)
+        kept = take(unhurried, spec)
+        settled = unhurried.receive([spec.name], 0)
         assert settled is None
         assert dropped.message.id == sent[0].id
         del dropped
         gc.collect()
-        if worker.features.timed_lease:
-            broker.pass_time(broker.lease * 0.6)
-            worker.renew(kept)
-            broker.pass_time(broker.lease * 0.6)
+        if unhurried.features.timed_lease:
+            broker.pass_time(lease * 0.6)
+            unhurried.renew(kept)
+            broker.pass_time(lease * 0.6)
         again = take(other, spec)
         assert again.message.id == sent[0].id
         other.ack(again)
-        worker.ack(kept)
+        unhurried.ack(kept)
         assert takes_nothing(broker, other, spec)
 
     @needs_return
@@ -305,21 +306,21 @@ class Leases(Topic):
         assert take(worker, spec).attempt == 2
 
     def test_a_renewal_keeps_no_other_delivery(
-        self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
+        self, broker: BrokerUnderTest, unhurried: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
         sent = publish(other, spec, make_message(1), make_message(2))
-        first, second = take(worker, spec), take(worker, spec)
+        first, second = take(unhurried, spec), take(unhurried, spec)
         for _ in range(3):
-            broker.pass_time(broker.lease * 0.5)
-            worker.renew(first)
-        if worker.features.timed_lease:
+            broker.pass_time(UNHURRIED * broker.lease * 0.5)
+            unhurried.renew(first)
+        if unhurried.features.timed_lease:
             assert take(other, spec).message.id == sent[1].id
             with pytest.raises(LeaseLost):
-                worker.renew(second)
+                unhurried.renew(second)
         else:
             assert takes_nothing(broker, other, spec)
-            worker.renew(second)
-        worker.ack(first)
+            unhurried.renew(second)
+        unhurried.ack(first)
 
     def test_a_lease_ends_by_time_or_not_at_all(
         self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
@@ -334,13 +335,13 @@ class Leases(Topic):
             worker.ack(delivery)
 
     def test_a_lease_does_not_end_early(
-        self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
+        self, broker: BrokerUnderTest, unhurried: QueueBackend, other: QueueBackend, spec: QueueSpec
     ) -> None:
         publish(other, spec)
-        delivery = take(worker, spec)
-        broker.pass_time(broker.lease * 0.5)
+        delivery = take(unhurried, spec)
+        broker.pass_time(UNHURRIED * broker.lease * 0.5)
         assert other.receive([spec.name], 0) is None
-        worker.ack(delivery)
+        unhurried.ack(delivery)
         assert drain(broker, other, spec) == []
 
     def test_each_client_has_its_own_lease(

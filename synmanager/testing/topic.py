@@ -11,7 +11,11 @@ from synmanager.testing.broker import BrokerUnderTest
 from synmanager.testing.steps import make_spec
 from synmanager.testing.watchdog import bounded, watched
 
-__all__ = ["Topic"]
+__all__ = ["UNHURRIED", "Topic"]
+
+#: So many times as long are leases and delays of which a part is to pass, and no more, on a machine
+#: that may stand still for a moment.
+UNHURRIED = 3
 
 #: Makes and declares one more queue; takes the arguments of :func:`make_spec`.
 Declare = Callable[..., QueueSpec]
@@ -44,6 +48,11 @@ class Topic:
     def worker(self, broker: BrokerUnderTest) -> QueueBackend:
         """A client whose lease can be waited out."""
         return broker.connect(lease=broker.lease)
+
+    @pytest.fixture
+    def unhurried(self, broker: BrokerUnderTest) -> QueueBackend:
+        """A client whose lease can be waited out, and a part of which is more than a moment."""
+        return broker.connect(lease=UNHURRIED * broker.lease)
 
     @pytest.fixture
     def declare(self, broker: BrokerUnderTest, client: QueueBackend) -> Iterator[Declare]:
