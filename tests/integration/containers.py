@@ -30,7 +30,7 @@ def no_broker(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-def run(*command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run(*command: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; its output, both streams in one, is in ``stdout``."""
     return subprocess.run(
         command,

@@ -284,7 +284,7 @@ def test_half_given_or_useless_credentials_are_refused(
     mq_image: str, environment: dict[str, str]
 ) -> None:
     with Container(mq_image, environment) as container:
-        wait_for(lambda: container.exit_code is not None, "the container refuses to start", 30)
+        wait_for(lambda: container.exit_code is not None, "the container refuses to start")
         assert container.exit_code == 1
         assert "SYNMANAGER_USERNAME" in container.logs()
         assert "secret" not in container.logs()
@@ -327,7 +327,7 @@ class TestPersistence:
             container.wait_until_answering(USERNAME, PASSWORD)
             assert not amqp_answers(container.parameters(*GUEST))
             assert take(container, (USERNAME, PASSWORD)) == b"kept"
-            wait_for(lambda: "guest" not in users(container), "guest is deleted", 30)
+            wait_for(lambda: "guest" not in users(container), "guest is deleted")
             container.stop()
 
         # Forgetting the credentials must not open what they have closed.

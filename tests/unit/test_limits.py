@@ -309,7 +309,7 @@ class TestHanging:
             capture_output=True,
             text=True,
             cwd=SOURCE,
-            timeout=15,
+            timeout=60,
         )
         assert done.returncode == EXIT_CODE == 124, done.stderr
         assert done.stdout.splitlines() == [REASON]

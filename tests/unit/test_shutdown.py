@@ -25,8 +25,9 @@ from synmanager.engine.shutdown import Shutdown
 
 SOURCE = Path(synmanager.__file__).parents[1]
 
-#: Seconds. No signal may take longer, whatever the machine is doing; most take milliseconds.
-BOUND = 5.0
+#: Seconds. No signal may take longer, whatever the machine is doing; most take milliseconds, and
+#: what goes wrong an hour.
+BOUND = 20.0
 
 # Listens in the main thread; says what it does on its standard output, a line each.
 PROGRAM = """
