@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from grid import Bench, Grid, in_thread, until
 
 from synmanager import Reject, Retry, current_job
 from synmanager.backends.base import Delivery
+from synmanager.clock import ManualClock
 from synmanager.engine import forks, kept
 from synmanager.engine.results import Results
 from synmanager.errors import (
@@ -27,6 +30,28 @@ from synmanager.phases import EVALUATE
 
 JOB = {"run": 1}
 RESULT = {"loss": 0.5}
+
+
+class AwakeClock(ManualClock):
+    """Real time, but for what passes while the machine stands still and nobody can renew.
+
+    A context manager, within which it goes.
+    """
+
+    def __enter__(self) -> AwakeClock:
+        self._over = threading.Event()
+        self._join = in_thread(self._go)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._join()
+
+    def _go(self) -> None:
+        seen = time.monotonic()
+        while not self._over.wait(0.01):
+            seen, before = time.monotonic(), seen
+            self.advance(min(seen - before, 0.1))
 
 
 def bench_with_results(grid: Grid, **options: Any) -> Bench:
@@ -173,6 +198,7 @@ class TestResults:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         # The pauses between its tries would grow beyond it.
+        clock = grid.broker.clock = AwakeClock()
         bench = bench_with_results(grid, lease=1.0)
         grid.put(JOB)
         settle, other = getattr(bench.backend, step), grid.client()
@@ -190,7 +216,8 @@ class TestResults:
             return comes_to
 
         monkeypatch.setattr(bench.backend, step, full)
-        assert bench.run(work) == 1
+        with clock:
+            assert bench.run(work) == 1
         assert taken_over == [None] * 12
         assert grid.count() == left
 
