@@ -582,7 +582,7 @@ class TestClose:
     def test_a_frozen_server_is_left_without_a_goodbye(
         self, broker: Broker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        client, other = broker.client(lease=0.3), broker.client()
+        client, other = broker.client(lease=30), broker.client()
         publish(client, messages(1))
         delivery = client.receive([SPEC.name], 0)
         assert delivery is not None
@@ -628,7 +628,7 @@ class TestClock:
         self, broker: Broker
     ) -> None:
         """As after a jump of the server's clock, by which every lease has run out."""
-        holder, waiting = broker.client(lease=0.6), broker.client()
+        holder, waiting = broker.client(lease=4), broker.client()
         publish(holder, messages(1))
         delivery = holder.receive([SPEC.name], 0)
         assert delivery is not None
@@ -636,7 +636,7 @@ class TestClock:
         assert waiting.count(SPEC.name).leased == 1
         received = in_thread(waiting.receive, [SPEC.name], 0)
         holder.renew(delivery)
-        assert received.result(5) is None
+        assert received.result(30) is None
 
     def test_a_clock_that_jumped_takes_no_lease(self, broker: Broker) -> None:
         holder, waiting = broker.client(), broker.client()
