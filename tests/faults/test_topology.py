@@ -11,6 +11,7 @@ from harness.director import Director
 from harness.processes import Processes
 from harness.rabbitmq import RabbitMQ
 from harness.redis_server import RedisServer
+from harness.waiting import wait_until
 
 from synmanager.backends.rabbitmq import RabbitMQBackend
 from synmanager.errors import (
@@ -93,6 +94,31 @@ def test_a_job_whose_queue_was_deleted_finds_it_made_anew(broker: RabbitMQ) -> N
         producer.process(key="kept")
     with TrainConsumerOperator(url=broker.url()) as consumer:
         assert consumer.check_message_count() == 1
+
+
+@on_rabbitmq
+def test_stranded_jobs_that_were_looked_at_go_on_however_busy_their_queue_is(
+    broker: RabbitMQ,
+) -> None:
+    """Its process says how many there are before it has taken back those that it was given."""
+    stranded = "synmanager.delay.stranded"
+    spec = make_spec()
+    with (
+        closing(RabbitMQBackend(parse_url(broker.url()))) as client,
+        closing(RabbitMQBackend(parse_url(broker.url()))) as other,
+        broker.channel() as channel,
+    ):
+        client.open()
+        client.declare(spec)
+        broker.delete_queue(spec.name)
+        (sent,) = publish(client, spec, delay=0.1)
+        tag = wait_until(lambda: channel.basic_get(stranded)[0], 20, "it is stranded").delivery_tag
+        other.open()
+        other.declare(make_spec())  # and so there is nothing else that it asks that queue
+        broker.hold_queue(stranded, 1.0)
+        channel.basic_nack(tag)
+        other.declare(spec)
+        assert take(other, spec).message.id == sent.id
 
 
 @on_rabbitmq

@@ -47,6 +47,9 @@ LONGEST = ((1 << _LEVELS) - 1) / 10
 TOP = f"~synmanager.delay.level-{_LEVELS - 1}"
 _DUE = "~synmanager.delay.due"
 
+#: More than any queue hands out at a time.
+_ALL = 1 << 31
+
 #: Of the name that it had when full queues stood in the way: what lies there since then goes on.
 _STRANDED = "synmanager.delay.stranded"
 
@@ -141,17 +144,26 @@ class Cascade:
         lane.call("exchange_declare", _DUE, "headers", durable=True, arguments=_OTHERWISE)
         self._known.add("ends")
 
-    def count_stranded(self, lane: Lane) -> int:
-        """How many messages were due when their queue was gone."""
+    def has_stranded(self, lane: Lane) -> bool:
+        """Whether there are messages that were due when their queue was gone.
+
+        A count alone may leave out what somebody else has just given back.
+        """
         self._build_ends(lane)
-        return int(lane.call("queue_declare", _STRANDED, passive=True).message_count)
+        if lane.call("queue_declare", _STRANDED, passive=True).message_count:
+            return True
+        if lane.get(_STRANDED) is None:
+            return False
+        lane.close()  # by which it goes back
+        lane.link.wait(lambda: lane.is_lost)
+        return True
 
     def send_on(self, lane: Lane, spec: QueueSpec) -> None:
         """Send on what is stranded, to a queue that is back, and to no other that shares its route.
 
         What was for other queues goes back to where it was when the lane is closed.
         """
-        there = lane.take(_STRANDED, self.count_stranded(lane))
+        there = lane.take(_STRANDED, _ALL)
         found = [each for each in there if _is_for(spec, each.properties.headers or {})]
         to_it = {_QUEUE: spec.name}
         copies = [onward(each.properties, each.body, to_it) for each in found]

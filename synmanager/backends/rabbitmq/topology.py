@@ -363,12 +363,16 @@ class Topology:
     def _is_back(self, queue: str) -> bool:
         """Whether a queue is not there, while delayed messages lie about that may be for it."""
         try:
-            if not self._try(self.delays.count_stranded):
-                return False
             self._try(lambda lane: lane.call("queue_declare", queue, passive=True))
         except ChannelClosedByBroker as error:
-            return bool(error.reply_code == NOT_FOUND)
+            return error.reply_code == NOT_FOUND and self._has_stranded()
         return False
+
+    def _has_stranded(self) -> bool:
+        try:
+            return self._try(self.delays.has_stranded)
+        except ChannelClosedByBroker:  # this user may delay nothing
+            return False
 
     def _warn(self, queue: str, what: str) -> None:
         if (queue, what) not in self._warned:
