@@ -31,12 +31,18 @@ def test_producer_dies_around_the_confirm(
             # The broker has the job and has said so; the producer never hears it.
             # Without the journal: a reply to that would be held, and not a publish's.
             alone = {"SYNMANAGER_JOURNAL": "off"}
+            gate = processes.directory / "gate"
             first = processes.producer(
-                "first", pace=1, url=broker.url(proxy.port), env=alone, **settings
+                "first",
+                gate={"number": 2, "file": str(gate)},
+                url=broker.url(proxy.port),
+                env=alone,
+                **settings,
             )
-            processes.await_event("confirmed", 10, count=2)
+            processes.await_event("waits", 30)
             proxy.hold_replies()
-            wait_until(lambda: director.counts().ready == 3, 5, "the third job is in the queue")
+            gate.touch()
+            wait_until(lambda: director.counts().ready == 3, 20, "the third job is in the queue")
             first.kill()
         else:
             die = {"at": where, "key": "job-2"}

@@ -8,6 +8,8 @@ Config:
     job_ids: submit with the key as job id, so that a repeat of the whole program can be told.
     work: seconds that each job shall take.
     pace: seconds between two calls.
+    gate: {"number": ..., "file": ...}: before this job it notes "waits", and does so until the file
+        is there.
     threads: share one operator and the keys.
     die: {"at": "sent" | "confirmed", "key": ...}: before the broker's answer is awaited is what
         the proxy is for; "sent" is just before the driver is called, "confirmed" just after.
@@ -19,6 +21,7 @@ import json
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from program import begin, die
@@ -45,6 +48,7 @@ doom = config.get("die", {"at": None, "key": None})
 first, last = config["keys"]
 prefix = config.get("prefix", config["who"])
 batch = config.get("batch", 1)
+gate = config.get("gate", {"number": None, "file": ""})
 
 
 def watch_backend(kind: type[QueueBackend]) -> None:
@@ -93,8 +97,16 @@ def submit(numbers: list[int]) -> None:
         journal.write("confirmed", key=key, seconds=time.monotonic() - began)
 
 
+def wait_at_the_gate() -> None:
+    journal.write("waits")
+    while not Path(gate["file"]).exists():
+        time.sleep(0.01)
+
+
 def submit_all(numbers: range) -> None:
     for start in range(0, len(numbers), batch):
+        if gate["number"] == numbers[start]:
+            wait_at_the_gate()
         submit(list(numbers[start : start + batch]))
         if config.get("pace"):
             time.sleep(config["pace"])
