@@ -15,6 +15,9 @@ pytestmark = pytest.mark.server
 
 HEARTBEAT = 2.0
 
+#: Seconds for a machine that stands still.
+SLACK = 10.0
+
 
 @pytest.mark.parametrize(("frozen", "heartbeat"), [(5.0, 20.0), (3 * HEARTBEAT, HEARTBEAT)])
 def test_broker_frozen(
@@ -52,16 +55,17 @@ def test_broker_frozen(
     history = processes.history()
     history.check_nothing_lost()
     history.check_extra_runs()
-    resumed = history.check_resumed(since=thawed, within=5)
+    resumed = history.check_resumed(since=thawed, within=10)
     refused = [event for event in history.events if event["event"] == "refused"]
     assert refused
     assert {event["error"] for event in refused} <= {"BrokerUnavailable", "PublishInterrupted"}
     slowest = max(event["seconds"] for event in refused)
-    assert slowest <= 1 + 1 + 3 * 1, "a call, a second of patience, and the last try"
+    # A call, a second of patience, and the last try; without them, it would take a minute.
+    assert slowest <= 1 + 1 + 3 * 1 + SLACK
     (left,) = [
         e["seconds"] for e in history.events if e["event"] == "left" if e["who"] == "impatient"
     ]
-    assert left <= 5, "disconnect() from a frozen broker"
+    assert left <= SLACK, "disconnect() from a frozen broker"
     figures(
         f"frozen {thawed - began:.1f} s, heartbeat {heartbeat:g} s: error after {slowest:.2f} s, "
         f"disconnect in {left:.2f} s, work again {resumed:.2f} s after the thaw"

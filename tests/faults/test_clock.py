@@ -60,7 +60,7 @@ def _run_one_long_job(
         clock.jump(offset)
         # The clock of whoever is under it has moved when the broker has answered once more.
         keys = director.submit([{"key": f"between-{number}"}])
-        processes.await_done(keys, 4)
+        processes.await_done(keys, 20)
     processes.await_done({"long"}, 20)
     history = processes.history()
     history.check_nothing_lost()

@@ -15,7 +15,11 @@ from synmanager.testing.proxy import Proxy
 
 pytestmark = pytest.mark.server
 
-HEARTBEAT = 2.0
+HEARTBEAT = 3.0
+
+#: Seconds for a machine that stands still: less than another heartbeat.
+SLACK = 2.5
+
 ENV = {
     "SYNMANAGER_HEARTBEAT": str(HEARTBEAT),
     "SYNMANAGER_TIMEOUT": "2",
@@ -64,7 +68,7 @@ def test_silent_drop_of_the_connection(
         f"{'busy' if busy else 'idle'}: noticed after {noticed:.2f} s "
         f"(2 heartbeats are {2 * HEARTBEAT:g} s), {history.extra_runs} extra runs"
     )
-    assert noticed <= 2 * HEARTBEAT + 0.5, "half a second for the machine"
+    assert noticed <= 2 * HEARTBEAT + SLACK
 
 
 def test_a_publish_in_a_silent_drop(
@@ -83,7 +87,7 @@ def test_a_publish_in_a_silent_drop(
     history.check_nothing_lost()
     history.check_extra_runs()
     after = min(e["at"] for e in history.events if e["event"] == "confirmed" if e["at"] > dropped)
-    assert after - dropped <= 2 * HEARTBEAT + 1
+    assert after - dropped <= 2 * HEARTBEAT + SLACK
     figures(f"confirmed again {after - dropped:.2f} s after the drop")
 
 
@@ -97,18 +101,20 @@ def test_reset_before_the_publishs_reply(
 ) -> None:
     """The broker has the message, the producer does not know. The retry has the same id. L."""
     director.declare()
+    gate = processes.directory / "gate"
     with Proxy(broker.port) as proxy:
         processes.producer(
             "producer",
             keys=[0, 5 * batch],
             batch=batch,
-            pace=1,
+            gate={"number": 2 * batch, "file": str(gate)},
             url=broker.url(proxy.port),
             env={"SYNMANAGER_JOURNAL": "off"},  # or a reply to it is held, and not a publish's
         )
-        processes.await_event("confirmed", 10, count=2 * batch)
+        processes.await_event("waits", 30)
         proxy.hold_replies()
-        wait_until(lambda: director.counts().ready == 3 * batch, 5, "the broker has the next")
+        gate.touch()
+        wait_until(lambda: director.counts().ready == 3 * batch, 20, "the broker has the next")
         proxy.reset()
         processes.await_event("left", 20)
     copies = director.counts().ready

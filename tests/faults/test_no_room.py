@@ -18,6 +18,9 @@ from synmanager.train import TrainConsumerOperator, TrainProducerOperator
 TIMEOUT = 2.0
 PATIENCE = 1.0
 
+#: Seconds for a machine that stands still; without those two, a call takes a minute.
+SLACK = 10.0
+
 
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,8 +63,8 @@ def test_alarm_on_rabbitmq(
         f"{resource} alarm: {type(caught.value).__name__} after {refused:.2f} s, "
         f"close() in {closed:.2f} s"
     )
-    assert refused <= 2 * TIMEOUT + PATIENCE + 1
-    assert closed <= 5
+    assert refused <= 2 * TIMEOUT + PATIENCE + SLACK
+    assert closed <= SLACK
 
 
 @pytest.mark.only("rabbitmq")

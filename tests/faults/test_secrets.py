@@ -79,5 +79,5 @@ def test_access_refused_without_a_retry_loop(
             connect()
         assert CANARY not in str(caught.value)
     seconds = time.monotonic() - began
-    assert seconds < 5
+    assert seconds < 10  # after which a refused login would be tried again
     figures(f"{what}: {type(caught.value).__name__} after {seconds:.2f} s: {caught.value}")

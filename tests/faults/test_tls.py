@@ -59,7 +59,7 @@ def test_a_certificate_that_cannot_be_trusted(
             slowest = max(slowest, time.monotonic() - began)
             assert proxy.accepted == before + 1, "one try"
             assert CANARY not in str(caught.value)
-    assert slowest < 5
+    assert slowest < 20
     figures(f"{what}: AccessRefused after {slowest:.2f} s at most, and one connection")
 
 
@@ -85,6 +85,6 @@ def test_work_goes_on_over_tls(
     history = processes.history()
     history.check_nothing_lost()
     history.check_extra_runs()
-    resumed = history.check_resumed(since=cut, within=5)
+    resumed = history.check_resumed(since=cut, within=10)
     assert set(history.confirmed) == keys
     figures(f"{len(keys):,} jobs over TLS; work again {resumed:.2f} s after a reset")

@@ -175,7 +175,7 @@ class Container(Launcher):
 
 def _run(command: Sequence[str], env: Mapping[str, str] | None = None, text: str = "") -> str:
     done = subprocess.run(
-        command, env=env, input=text, capture_output=True, text=True, timeout=60, check=False
+        command, env=env, input=text, capture_output=True, text=True, timeout=180, check=False
     )
     output = f"{done.stdout}{done.stderr}"
     assert done.returncode == 0, f"{command[0]} failed with {done.returncode}: {output}"

@@ -120,7 +120,7 @@ class RabbitMQ(Broker):
             "application:set_env(rabbit, consumer_timeout, 1800000),"
             "application:set_env(rabbit, channel_tick_interval, 60000)."
         )
-        wait_until(self.is_ready, 10, "the new virtual host is up")
+        wait_until(self.is_ready, 60, "the new virtual host is up")
 
     def eval(self, expression: str) -> str:
         """Evaluate Erlang in the node."""
@@ -138,7 +138,7 @@ class RabbitMQ(Broker):
             f'rabbit_vhost:add(V, #{{default_queue_type => <<"{kind}">>}}, U),'
             "rabbit_auth_backend_internal:set_permissions(U, V, A, A, A, U)."
         )
-        wait_until(self.is_ready, 10, "the new virtual host is up")
+        wait_until(self.is_ready, 60, "the new virtual host is up")
 
     def add_stranger(self, user: str, password: str) -> None:
         self.eval(

@@ -121,7 +121,7 @@ class RedisServer(Broker):
         self._client.bgsave()
         wait_until(
             lambda: self._client.info("persistence")["rdb_last_bgsave_status"] == expected,
-            10,
+            30,
             f"a snapshot ends with {expected}",
         )
 
