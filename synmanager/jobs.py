@@ -155,13 +155,15 @@ class Jobs:
         """
         self._catch_up()
         now = time.time()
-        return [replace(each) for each in self._fold.workers.values() if each.is_there(now)]
+        found = tuple(self._fold.workers.values())  # at once: another thread may read on meanwhile
+        return [replace(each) for each in found if each.is_there(now)]
 
     def recent(self, limit: int = 50) -> list[State]:
         """The jobs of which something was heard last, the newest first."""
         self._catch_up()
         now = time.time()
-        return [at_time(job, now) for job in nlargest(limit, self._fold.jobs.values(), key=_heard)]
+        latest = nlargest(limit, tuple(self._fold.jobs.values()), key=_heard)
+        return [at_time(job, now) for job in latest]
 
     def cancel(self, *job_ids: str) -> None:
         """Ask that jobs do not run, or end; return once that is recorded.
@@ -265,6 +267,10 @@ class Jobs:
         Returns:
             each job as it is when all have ended, or the time is up; None for one that is not
             known.
+
+        Raises:
+            InvalidJob: one string is no list of ids.
+            ConfigurationError: the timeout is no number of seconds.
         """
         if isinstance(job_ids, str | bytes):
             raise InvalidJob("job_ids must be several strings, not one string")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
 
 from synmanager.backends.base import QueueBackend
 from synmanager.engine.session import Session
-from synmanager.errors import Unsupported
+from synmanager.errors import ConfigurationError, Unsupported
 from synmanager.journal.events import EVENTS, Event, read_to
 from synmanager.journal.recorder import flush_all
+from synmanager.settings import in_seconds
+from synmanager.text import quoted
 
 __all__ = ["PAGE", "Reader"]
 
@@ -26,6 +29,8 @@ PAGE = 500
 
 class Reader:
     """Reads on, whenever it is asked to; nothing happens in between.
+
+    Threads may share it: who waits at the broker keeps nobody from reading.
 
     Args:
         take: gets each event once, in order, but for those that were recorded twice. One that it
@@ -47,18 +52,24 @@ class Reader:
     def catch_up(self) -> None:
         """Read all that there is."""
         flush_all(_OWN)
-        with self._lock:
-            while self._read(0.0):
-                pass
+        while self._read(0.0):
+            pass
 
     def wait(self, seconds: float) -> bool:
         """Read something new: True when there was something, False after this time."""
-        with self._lock:
-            return self._read(seconds)
+        return self._read(seconds)
 
     def until(self, done: Callable[[], bool], timeout: float | None) -> bool:
-        """Read on until something is so; False if it was not in time."""
-        end = None if timeout is None else time.monotonic() + timeout
+        """Read on until something is so; False if it was not in time.
+
+        Raises:
+            ConfigurationError: the timeout is no number of seconds.
+        """
+        end = None
+        if timeout is not None:
+            end = time.monotonic() + in_seconds(timeout)
+            if math.isnan(end):
+                raise ConfigurationError(f"timeout must be seconds, not {quoted(timeout)}")
         self.catch_up()
         while not done():
             left = _SLICE if end is None else end - time.monotonic()
@@ -75,7 +86,10 @@ class Reader:
             return [(entry.position, entry.data) for entry in entries]
 
         found = self._session.call(replay)
-        for position, data in found:
-            read_to(self._take, data)
-            self._position = position
+        with self._lock:
+            if self._position != after:  # another thread has read on meanwhile
+                return True
+            for position, data in found:
+                read_to(self._take, data)
+                self._position = position
         return bool(found)
