@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from synmanager.journal.events import MALFORMED, SIGN, Event, attempt_of, micro, moment, number
 
@@ -18,8 +18,13 @@ ENDED = ("succeeded", "dead", "cancelled")
 #: part of that job's age: the older that is, the more rarely it says something.
 _SILENCE, _OF_AGE = 3 * SIGN, 0.05
 
+_Key = TypeVar("_Key", str, tuple[str, str])
+
 #: Jobs whose end is remembered one by one, the oldest are only counted; jobs in all; workers.
 _MOST_ENDED, _MOST, _MOST_WORKERS = 10_000, 1_000_000, 10_000
+
+#: Removals of what nobody has told of yet: that is a matter of a second.
+_MOST_NOTES = 1_000
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,10 @@ class Fold:
     counts: Counter[str] = field(default_factory=Counter)
     _phases: dict[str, str] = field(default_factory=dict)  # where an id was submitted last
     _ended: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
+    #: Who removes a job may tell it before its submitter does: the last purge of each queue, and
+    #: deletions of jobs that nobody has told of.
+    _purges: OrderedDict[str, Event] = field(default_factory=OrderedDict)
+    _deletions: OrderedDict[tuple[str, str], Event] = field(default_factory=OrderedDict)
 
     def apply(self, event: Event) -> None:
         """Take an event in. One that comes twice, or is nothing of ours, changes nothing."""
@@ -195,17 +204,17 @@ class Fold:
         return job is not None and job.state == "dead" and (job.finished_at or 0.0) <= at
 
     def _action(self, event: Event, kind: str) -> None:
-        who = str(event.data.get("who"))
+        if kind == "purge_queue":
+            _note(self._purges, str(event.data.get("queue")), event)
         for key in self.touched(event):
             job = self.jobs.get(key)
             if job is None:  # there were too many that had ended
                 continue
             if kind == "purge_queue":
-                job.reason = f"purged from its queue by {who}"
-                self._end(job, "cancelled", event)
+                self._remove(job, event)
                 continue
             self._ended.pop(key, None)
-            job.state, job.attempt, job.reason = "queued", 0, f"put back by {who}"
+            job.state, job.attempt, job.reason = "queued", 0, f"put back by {event.data.get('who')}"
             job.started_at = job.finished_at = job.due_at = job.progress = job.traceback = None
 
     def _submitted(self, event: Event) -> None:
@@ -216,26 +225,45 @@ class Fold:
             return
         due_at = moment(at + delay)
         for job_id in data["ids"]:
-            if data.get("repeats"):  # some were there already, and nobody knows which
-                known = self.jobs.get((phase, str(job_id)))
-                if known is not None and not known.ended:
-                    continue
+            known = self.jobs.get((phase, str(job_id)))
+            if data.get("repeats") and known is not None and not known.ended:
+                continue  # some were there already, and nobody knows which
             job = self._current(phase, str(job_id), at)
             if job is None or job.attempt:  # older than what is known, or it runs already
                 continue
             job.rank, job.sweep = rank, _text(data.get("sweep"))
             if delay > 0 and due_at is not None and job.state == "queued":
                 job.state, job.due_at = "delayed", due_at
+            if job is not known:
+                self._remove_again(job, at)
+
+    def _remove_again(self, job: State, submitted_at: float) -> None:
+        """What was removed before anything was told of it is not there."""
+        deletion = self._deletions.pop((job.phase, job.id), None)
+        for event in (deletion, self._purges.get(job.phase)):
+            if event is not None and submitted_at <= event.time and not job.ended:
+                is_there = event is not deletion and at_time(job, event.time).state != "queued"
+                if not is_there or event.data.get("delayed") is True:
+                    self._remove(job, event)
+
+    def _remove(self, job: State, event: Event) -> None:
+        if event.type == "job.deleted":
+            job.reason = "deleted from its queue"
+        else:
+            job.reason = f"purged from its queue by {event.data.get('who')}"
+        self._end(job, "cancelled", event)
 
     def _job(self, event: Event, kind: str) -> None:
         data = event.data
         if kind == "part":
             return
         if kind == "deleted":
-            job = self.jobs.get((str(data["phase"]), str(data["id"])))
-            if job is not None and not job.ended:
-                job.reason = "deleted from its queue"
-                self._end(job, "cancelled", event)
+            key = str(data["phase"]), str(data["id"])
+            job = self.jobs.get(key)
+            if job is None:
+                _note(self._deletions, key, event)
+            elif not job.ended:
+                self._remove(job, event)
             return
         attempt, rank = attempt_of(data), str(data.get("rank", "normal"))
         job = self._current(str(data["phase"]), str(data["id"]), moment(data.get("submitted_at")))
@@ -363,6 +391,16 @@ def at_time(job: State, now: float) -> State:
     if job.due_at is not None and job.due_at <= now and job.state in ("delayed", "retrying"):
         return replace(job, state="queued", due_at=None)
     return replace(job)
+
+
+def _note(notes: OrderedDict[_Key, Event], key: _Key, event: Event) -> None:
+    """Keep what was said last; anybody may write into a log, so not without end."""
+    known = notes.get(key)
+    if known is None or known.time <= event.time:
+        notes[key] = event
+        notes.move_to_end(key)
+    while len(notes) > _MOST_NOTES:
+        notes.popitem(last=False)
 
 
 def _text(value: object) -> str | None:

@@ -213,6 +213,8 @@ class Tally:
         if kind == "submitted":
             if not data.get("repeats") or before is None:
                 self.submitted[phase] += 1
+            if job.ended and (before is None or before.submitted_at != job.submitted_at):
+                self.ended[phase, job.state] += 1  # it was removed, which was told before
             return
         if before is not None and micro(before.submitted_at) != micro(job.submitted_at):
             before = None  # another job of that name

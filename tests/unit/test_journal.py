@@ -16,9 +16,11 @@ from grid import FlakyBackend, Grid, in_thread, until
 from synmanager import Archiver, Cancelled, Jobs, Worker, current_job
 from synmanager.backends import Address, Delivery, Entry
 from synmanager.backends.memory import MemoryBackend
+from synmanager.engine.session import Session
 from synmanager.errors import (
     AccessRefused,
     BrokerUnavailable,
+    ConfigurationError,
     InvalidJob,
     NotConnected,
     PublishRefused,
@@ -30,6 +32,8 @@ from synmanager.job import Job
 from synmanager.journal import desk, marks, recorder
 from synmanager.journal.events import SIGN, Event, read, together, write
 from synmanager.journal.fold import Fold, State, at_time
+from synmanager.journal.reader import Reader
+from synmanager.journal.tally import Tally
 
 
 @pytest.fixture(autouse=True)
@@ -296,6 +300,54 @@ class TestWaiting:
         job_id = grid.producer().submit({})
         found = jobs.wait([job_id, "nobody"], timeout=0.1)
         assert [job and job.state for job in found] == ["queued", None]
+
+    @pytest.mark.parametrize("timeout", [float("nan"), "3", True, []])
+    def test_has_a_number_for_its_timeout(self, grid: Grid, jobs: Jobs, timeout: Any) -> None:
+        job_id = grid.producer().submit({})
+        with pytest.raises(ConfigurationError, match="timeout must be seconds, not "):
+            jobs.wait([job_id], timeout=timeout)
+
+    def test_keeps_no_other_thread_from_asking(
+        self, grid: Grid, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job_id, waits, ends = grid.producer().submit({}), threading.Event(), threading.Event()
+        replay = MemoryBackend.replay
+
+        def held(self: MemoryBackend, *about: Any, wait: float = 0.0, **how: Any) -> list[Entry]:
+            if wait:
+                waits.set()
+                assert ends.wait(30)
+            return replay(self, *about, wait=wait, **how)
+
+        monkeypatch.setattr(MemoryBackend, "replay", held)
+        join = in_thread(lambda: jobs.wait([job_id], timeout=30))
+        assert waits.wait(30)
+        assert known(jobs.get(job_id)).state == "queued"
+        grid.consumer().poll_message(lambda **_: None)
+        assert known(jobs.get(job_id)).state == "succeeded"
+        ends.set()
+        join()
+
+    def test_what_another_thread_has_read_is_taken_once(
+        self, grid: Grid, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        taken: list[str] = []
+        client, client.clock = grid.client(), grid.clock
+        reader = Reader(Session(client, None), lambda event: taken.append(event.subject))
+        reader._session.open()
+        client.record("events", [write(Event("x", "me", 1.0, name, {})) for name in "ab"])
+        replay = type(client).replay
+
+        def twice(self: Any, *about: Any, **how: Any) -> list[Entry]:
+            found = replay(self, *about, **how)
+            if not taken:
+                monkeypatch.undo()
+                reader.catch_up()  # as from another thread
+            return found
+
+        monkeypatch.setattr(type(client), "replay", twice)
+        reader.catch_up()
+        assert taken == ["a", "b"]
 
     def test_one_string_is_no_list_of_ids(self, jobs: Jobs) -> None:
         with pytest.raises(InvalidJob):
@@ -742,6 +794,13 @@ class TestForm:
         assert len(event.whole["data"]["figures"]) == 1000
 
 
+def _submitted(job_id: str, at: float, delay: float = 0.0) -> Event:
+    data = {
+        "ids": [job_id], "phase": "train", "submitted_at": at, "delay": delay, "rank": "normal",
+    }  # fmt: skip
+    return Event("job.submitted", "p/1/x", at, "train", data)
+
+
 class TestFold:
     def test_what_has_ended_and_is_old_is_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("synmanager.journal.fold._MOST_ENDED", 10)
@@ -810,6 +869,58 @@ class TestFold:
         assert fold.workers["h/1/idle"].since == 0.0
         fold.apply(Event("worker.leaving", "h/1/idle", 10 * day, "", {}))
         assert there(10 * day) == {"h/1/busy"}
+
+    @pytest.mark.parametrize(
+        ("submitted_at", "delay", "is_gone"), [(1.0, 0, True), (3.0, 0, False), (1.0, 60, False)]
+    )
+    def test_what_was_purged_before_it_was_told_is_gone(
+        self, submitted_at: float, delay: float, is_gone: bool
+    ) -> None:
+        tally = Tally(Fold(), ("train",))
+        about = {"who": "me", "number": 1, "queue": "train", "delayed": False}
+        tally.apply(Event("action.purge_queue", "me", 2.0, "", about))
+        tally.apply(_submitted("run-1", submitted_at, delay))
+        state = at_time(known(tally.fold.get("run-1")), 100.0)
+        assert state.state == ("cancelled" if is_gone else "queued")
+        assert state.reason == ("purged from its queue by me" if is_gone else None)
+        assert tally.ready(100.0) == ({} if is_gone else {("train", "normal"): 1})
+        assert tally.submitted["train"] == 1
+        assert tally.ended["train", "cancelled"] == int(is_gone)
+
+    def test_a_delayed_one_goes_with_a_purge_that_takes_those(self) -> None:
+        fold = Fold()
+        about = {"who": "me", "number": 1, "queue": "train", "delayed": True}
+        fold.apply(Event("action.purge_queue", "me", 2.0, "", about))
+        fold.apply(_submitted("run-1", 1.0, 60.0))
+        assert known(fold.get("run-1")).state == "cancelled"
+
+    @pytest.mark.parametrize(("submitted_at", "state"), [(1.0, "cancelled"), (3.0, "queued")])
+    def test_what_was_deleted_before_it_was_told_is_gone(
+        self, submitted_at: float, state: str
+    ) -> None:
+        fold = Fold()
+        fold.apply(Event("job.deleted", "me", 2.0, "", {"id": "run-1", "phase": "train"}))
+        fold.apply(_submitted("run-1", submitted_at))
+        fold.apply(_submitted("run-2", submitted_at))
+        assert known(fold.get("run-1")).state == state
+        assert known(fold.get("run-2")).state == "queued"
+        started = {
+            "id": "run-1", "phase": "train", "submitted_at": submitted_at, "attempt": 1,
+            "rank": "normal",
+        }  # fmt: skip
+        fold.apply(Event("job.started", "w/1/x", 2.5, "train/run-1", started))
+        assert known(fold.get("run-1")).state == "running"
+
+    def test_removals_of_the_unknown_are_not_kept_without_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("synmanager.journal.fold._MOST_NOTES", 10)
+        fold = Fold()
+        for number in range(100):
+            about = {"id": f"{number}", "phase": "train"}
+            fold.apply(Event("job.deleted", "me", 2.0, "", about))
+            fold.apply(Event("action.purge_queue", "me", 2.0, "", {"queue": f"{number}"}))
+        assert (len(fold._deletions), len(fold._purges)) == (10, 10)
 
     def test_twice_is_once(self, grid: Grid) -> None:
         grid.producer().submit({}, job_id="run-1")
