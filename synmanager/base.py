@@ -477,6 +477,7 @@ class ProducerOperator(BaseOperator):
             phase,
             len(bodies),
             name,
+            headers.get(TIME_LIMIT),
         )
         try:
             headers[SWEEP] = sweep.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections import Counter, OrderedDict
@@ -13,7 +14,7 @@ from typing import Any
 
 from synmanager.backends.registry import create_backend
 from synmanager.engine.session import Session
-from synmanager.errors import InvalidJob, SynmanagerError
+from synmanager.errors import InvalidJob, NotPublished, SynmanagerError
 from synmanager.journal.events import (
     EVENTS,
     MALFORMED,
@@ -31,7 +32,7 @@ from synmanager.journal.fold import ENDED
 from synmanager.journal.marks import SETTLED, cancel_mark
 from synmanager.journal.names import Name
 from synmanager.journal.reader import Reader
-from synmanager.message import Message, Rank, new_id
+from synmanager.message import TIME_LIMIT, Message, Rank, new_id
 from synmanager.phases import PHASES, Phase
 from synmanager.settings import load_settings
 from synmanager.terminal import Bar
@@ -41,6 +42,9 @@ __all__ = ["Done", "Sweep"]
 
 #: Seconds by which the clocks of a submitter and of a broker may differ.
 _SKEW = 3600.0
+
+#: Seconds for who has just taken a name to say in the journal what it begins.
+_BEGINS = 2.0
 
 #: What an event says of a job, as the state that it is in.
 _STATES = {
@@ -59,7 +63,7 @@ class Done:
 
     Attributes:
         id: the sweep's name, a dot, and the job's number, from 0.
-        job: as it was submitted; empty if it was purged from its queue.
+        job: as it was submitted; empty if it was purged or deleted from its queue.
         result: the mapping that its handler returned; None if it returned none.
         error: None if it has succeeded; else why it is dead or cancelled.
     """
@@ -110,7 +114,9 @@ class Sweep:
         self._source = source("sweep")
         self._phase: Phase | None = None  # once its beginning is known
         self._is_complete = False
+        self._headers: dict[str, str] = {}  # which each of its jobs has
         self._states: dict[str, tuple[int, str]] = {}  # by id: which submission, and its state
+        self._due: dict[str, float] = {}  # until when those wait that are tried again
         self._taken: set[str] = set()
         self._counts: Counter[str] = Counter()
         self._ready: OrderedDict[str, None] = OrderedDict()  # to be given out, in order
@@ -125,16 +131,26 @@ class Sweep:
         self._reader = Reader(session, self._apply, began_at - _SKEW)
 
     @classmethod
-    def begin(cls, session: Session, phase: Phase, total: int, name: str | None = None) -> Sweep:
+    def begin(
+        cls,
+        session: Session,
+        phase: Phase,
+        total: int,
+        name: str | None = None,
+        time_limit: str | None = None,
+    ) -> Sweep:
         """Make one, of which nothing is submitted yet; or find what was cut off.
+
+        Args:
+            time_limit: of each of its jobs, as their headers tell it.
 
         Raises:
             InvalidJob: there is one of this name, or it cannot be a name.
         """
         try:
             sweep = cls(session, name)
-            if sweep._begun is not None:
-                sweep._reader.catch_up()
+            if sweep._begun is not None:  # perhaps it is at it this very moment
+                sweep._reader.until(lambda: sweep._phase is not None, _BEGINS)
             if sweep._is_complete or (
                 sweep._phase and (sweep._phase, sweep.total) != (phase, total)
             ):
@@ -143,7 +159,7 @@ class Sweep:
                     "Sweep.attach() finds it"
                 )
             if sweep._phase is None:
-                sweep._begin(phase, total)
+                sweep._begin(phase, total, time_limit)
         except BaseException:
             session.close()
             raise
@@ -228,13 +244,15 @@ class Sweep:
 
         A bar shows how far it is, where standard error is a terminal. A job that is dead, and is
         redriven or retried, comes once more. When somebody purges the queue, what waits there is
-        cancelled; its ``job`` is empty then, because only who takes a job from its queue tells it.
+        cancelled, as is a job that somebody deletes; its ``job`` is empty then, because only who
+        takes a job from its queue tells it.
 
         Args:
             timeout: seconds to wait for the next one; None for as long as it takes.
 
         Raises:
             TimeoutError: none came in time. What was not given out comes with the next call.
+            ConfigurationError: the timeout is no number of seconds.
         """
         bar = Bar()
         self._reader.catch_up()
@@ -277,7 +295,7 @@ class Sweep:
                 id=job_id,
                 rank=Rank.parse(self._ranks[job_id]),
                 submitted_at=now,
-                headers={SWEEP: self.name},
+                headers={**self._headers, SWEEP: self.name},
             )
             for job_id in dead
         ]
@@ -285,13 +303,23 @@ class Sweep:
             return 0
         spec = self._phase.spec
         self._session.declare(spec)
-        self._session.publish(spec.exchange.name, spec.routing_key, messages)
-        for ids in chunks(dead):
-            self._say(
-                "job.submitted", phase=self._phase.queue, ids=ids, submitted_at=now, delay=0.0,
-                rank=self._ranks[ids[0]], sweep=self.name,
-            )  # fmt: skip
+        try:
+            self._session.publish(spec.exchange.name, spec.routing_key, messages)
+        except NotPublished as error:
+            lost = {message.id for message in error.unconfirmed}
+            self._tell_of([job_id for job_id in dead if job_id not in lost], now)
+            raise
+        self._tell_of(dead, now)
         return len(dead)
+
+    def _tell_of(self, job_ids: list[str], submitted_at: float) -> None:
+        """Record that some were submitted once more."""
+        assert self._phase is not None
+        for ids in chunks(job_ids):
+            self._say(
+                "job.submitted", phase=self._phase.queue, ids=ids, submitted_at=submitted_at,
+                delay=0.0, rank=self._ranks[ids[0]], sweep=self.name,
+            )  # fmt: skip
 
     def close(self) -> None:
         """Disconnect. The jobs go on."""
@@ -308,8 +336,10 @@ class Sweep:
     ) -> None:
         self.close()
 
-    def _begin(self, phase: Phase, total: int) -> None:
+    def _begin(self, phase: Phase, total: int, time_limit: str | None) -> None:
         about = {"phase": phase.name, "total": total, "submitted_at": time.time()}
+        if time_limit is not None:
+            about["time_limit"] = time_limit
         entry = write(self._event("sweep.begun", name=self.name, **about))
         self._session.call(lambda backend: backend.record(SWEEPS, [entry]))
         first = None if self._name is None else self._name.look()
@@ -365,6 +395,8 @@ class Sweep:
         try:
             if area == "sweep" and data["name"] == self.name:
                 self._hear(kind, data)
+            elif area == "job" and kind == "deleted":  # by who knows of no sweep
+                self._deleted(event)
             elif area == "job" and data.get("sweep") == self.name:
                 if kind == "submitted":
                     self._submitted(data)
@@ -380,6 +412,8 @@ class Sweep:
             phase, total, at = PHASES[data["phase"]], int(data["total"]), data["submitted_at"]
             if moment(at) is not None:
                 self._phase, self.total, self.submitted_at = phase, total, at
+                if data.get("time_limit") is not None:
+                    self._headers[TIME_LIMIT] = str(data["time_limit"])
         elif kind == "submitted":
             self._is_complete = True
         elif kind == "taken":
@@ -415,9 +449,13 @@ class Sweep:
             before_state == state or before_state in ("succeeded", "cancelled")
         ):
             return  # it ran, or was told, twice
+        self._due.pop(job_id, None)
         if state not in ENDED:
             self._set(job_id, at, state)
             self._ready.pop(job_id, None)
+            due_at = moment(data.get("due_at"))
+            if state == "retrying" and due_at is not None:
+                self._due[job_id] = due_at
         else:
             end, rank = self._end(job_id, state, data), str(data["rank"])  # if it can be read
             self._set(job_id, at, state)
@@ -430,16 +468,33 @@ class Sweep:
         """Somebody has emptied a queue, and what waited there comes to no worker."""
         if not (self._is_complete and self._phase and event.data["queue"] == self._phase.queue):
             return
-        waiting = ("queued", "retrying") if event.data.get("delayed") is True else ("queued",)
-        begun = micro(self.submitted_at)
+        due_by = math.inf if event.data.get("delayed") is True else event.time
+        reason = f"purged from its queue by {event.data.get('who')}"
         for job_id in self.ids():
-            at, state = self._states.get(job_id, (begun, "queued"))
-            if state in waiting and at <= micro(event.time):
-                self._set(job_id, at, "cancelled")
-                self._purged.add(job_id)
-                reason = f"cancelled: purged from its queue by {event.data.get('who')}"
-                self._ends[job_id] = Done(job_id, {}, None, reason)
-                self._ready[job_id] = None
+            _, state = self._states.get(job_id, (0, "queued"))
+            is_due = state == "retrying" and self._due.get(job_id, math.inf) <= due_by
+            if state == "queued" or is_due:
+                self._remove(job_id, event, reason)
+
+    def _deleted(self, event: Event) -> None:
+        job_id = str(event.data["id"])
+        if self._phase and event.data["phase"] == self._phase.queue and self._has(job_id):
+            _, state = self._states.get(job_id, (0, "queued"))
+            if state not in ENDED:
+                self._remove(job_id, event, "deleted from its queue")
+
+    def _has(self, job_id: str) -> bool:
+        number = job_id.removeprefix(f"{self.name}.")
+        return number.isdecimal() and int(number) < self.total and number == str(int(number))
+
+    def _remove(self, job_id: str, event: Event, reason: str) -> None:
+        """Somebody has taken a job from its queue, unless it was submitted later."""
+        at, _ = self._states.get(job_id, (micro(self.submitted_at), ""))
+        if at <= micro(event.time):
+            self._set(job_id, at, "cancelled")
+            self._purged.add(job_id)
+            self._ends[job_id] = Done(job_id, {}, None, f"cancelled: {reason}")
+            self._ready[job_id] = None
 
     def _end(self, job_id: str, state: str, data: Mapping[str, Any]) -> Done:
         texts = {name: data.get(name) for name in ("job", "result")}

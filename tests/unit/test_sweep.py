@@ -6,22 +6,26 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from grid import Grid, in_thread
 
-from synmanager import Reject, Sweep, Worker
+from synmanager import Reject, Sweep, Worker, current_job
+from synmanager import sweep as sweep_module
 from synmanager.backends.base import Entry
 from synmanager.backends.memory import MemoryBackend
-from synmanager.errors import InvalidJob, SynmanagerError, Unsupported
+from synmanager.engine.session import Session
+from synmanager.errors import InvalidJob, PublishRefused, SynmanagerError, Unsupported
 from synmanager.journal import desk, marks, recorder
 from synmanager.journal.actions import acted
-from synmanager.journal.events import EVENTS, write
+from synmanager.journal.events import EVENTS, Event, write
 from synmanager.journal.names import Name
 from synmanager.journal.reader import Reader
+from synmanager.message import Message
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +95,38 @@ def test_the_dead_are_tried_again(grid: Grid, monkeypatch: pytest.MonkeyPatch) -
         assert sweep.retry_dead() == 0
 
 
+def test_the_dead_keep_their_time_limit(grid: Grid) -> None:
+    grid.producer().sweep(runs(8), "mine", time_limit=60).close()
+    work(grid)
+    with Sweep.attach("mine", url=grid.url) as sweep:
+        assert sweep.retry_dead() == 1
+        limits: list[float | None] = []
+
+        def note(**_: Any) -> None:
+            limits.append(current_job().time_limit)
+
+        Worker({"train": note}, url=grid.url).run(burst=True)
+        assert limits == [60]
+
+
+def test_those_of_the_dead_that_are_queued_again_are_told_of(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(self: Session, exchange: str, key: str, messages: list[Message], **_: Any) -> int:
+        publish(self, exchange, key, messages[:1])
+        raise PublishRefused("full", unconfirmed=messages[1:])
+
+    publish = Session.publish
+    with grid.producer().sweep(runs(18), "mine") as sweep:
+        work(grid)
+        assert len(list(sweep.results(timeout=30))) == 18
+        monkeypatch.setattr(Session, "publish", half)
+        with pytest.raises(PublishRefused):
+            sweep.retry_dead()
+        assert grid.count() == {"ready": 1, "dead": 2}
+        assert sweep.counts() == {"succeeded": 16, "dead": 1, "queued": 1}
+
+
 def test_what_is_left_is_cancelled(grid: Grid) -> None:
     with grid.producer().sweep(runs(6)) as sweep:
         grid.consumer().poll_message(train)
@@ -117,6 +153,43 @@ def test_what_somebody_purges_has_ended(grid: Grid) -> None:
         assert list(sweep) == []
     with Sweep.attach(sweep.name, url=grid.url, again=True) as again:
         assert {done.id: done for done in again} == {done.id: done for done in found}
+
+
+def test_one_that_is_tried_again_and_due_is_purged_with_the_rest(grid: Grid) -> None:
+    """Where a purge leaves what is delayed, it takes what was."""
+
+    def tell(*events: Event) -> None:
+        grid.client().record(EVENTS, list(map(write, events)))
+
+    with grid.producer().sweep(runs(2), "mine") as sweep:
+        now = time.time()
+        for number, due_at in enumerate((now + 1, now + 100)):
+            about = {"id": f"mine.{number}", "phase": "train", "attempt": 1, "rank": "normal"}
+            times = {"submitted_at": sweep.submitted_at, "due_at": due_at}
+            tell(Event("job.retried", "w/1/x", now, "", {**about, **times, "sweep": "mine"}))
+        assert sweep.counts() == {"retrying": 2}
+        tell(*acted("purge_queue", "me", now + 2, 1, who="me", queue="train", delayed=False))
+        assert sweep.counts() == {"cancelled": 1, "retrying": 1}
+        assert next(sweep.results(timeout=30)).id == "mine.0"
+
+
+@pytest.mark.parametrize("deletes", [True, False], ids=["at-the-broker", "by-a-worker"])
+def test_one_that_somebody_deletes_has_ended(
+    deletes: bool, grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryBackend, "features", replace(MemoryBackend.features, deletes=deletes))
+    with grid.producer().sweep(runs(3), "mine") as sweep, grid.producer() as other:
+        assert other.delete("mine.1")
+        for stranger in ("mine.01", "mine.3", "mine.x", "mine", "other.1", "mine.-1"):
+            assert not sweep._has(stranger)
+        work(grid)
+        found = {done.id: done.error for done in sweep.results(timeout=30)}
+        assert found.pop("mine.1") in (
+            "cancelled: deleted from its queue",
+            "cancelled: cancelled before it ran",
+        )
+        assert found == {"mine.0": None, "mine.2": None}
+        assert sweep.counts() == {"succeeded": 2, "cancelled": 1}
 
 
 def test_what_was_taken_before_a_purge_and_is_told_late_comes_with_its_result(grid: Grid) -> None:
@@ -211,9 +284,43 @@ def test_of_two_that_begin_at_once_one_has_the_name(
         assert len(list(sweep.results(timeout=30))) == 3
 
 
+def test_who_comes_while_a_name_is_being_taken_does_not_take_it(
+    grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep's name is taken first, and what it begins is told then."""
+    record, producer = MemoryBackend.record, grid.producer()
+    second: list[Callable[[], None]] = []
+    is_awaited = threading.Event()
+
+    def record_and_wait(self: MemoryBackend, log: str, entries: Sequence[bytes]) -> None:
+        is_first = log == EVENTS and not second
+        if is_first:
+            second.append(in_thread(begin))
+            assert is_awaited.wait(30)
+        record(self, log, entries)
+
+    def begin() -> None:
+        with pytest.raises(InvalidJob, match="a sweep 'mine' already, of 3 jobs"):
+            grid.producer().sweep(runs(4), "mine")
+
+    until = Reader.until
+
+    def note(self: Reader, *about: Any) -> bool:
+        is_awaited.set()
+        return until(self, *about)
+
+    monkeypatch.setattr(sweep_module, "_BEGINS", 30.0)
+    monkeypatch.setattr(Reader, "until", note)
+    monkeypatch.setattr(MemoryBackend, "record", record_and_wait)
+    with producer.sweep(runs(3), "mine"):
+        second[0]()
+    assert grid.count() == {"ready": 3}
+
+
 def test_one_that_did_not_quite_begin_is_begun_by_who_comes_next(
     grid: Grid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sweep_module, "_BEGINS", 0.1)
     record = MemoryBackend.record
 
     def die(self: MemoryBackend, log: str, entries: Sequence[bytes]) -> None:
