@@ -156,7 +156,7 @@ class SQLiteBackend(QueueBackend):
                 f"sqlite:// needs SQLite {'.'.join(map(str, _OLDEST))} or later, and this Python "
                 f"has {sqlite3.sqlite_version}"
             )
-        self._path = _path_of(address)
+        self._name = self._path = _path_of(address)
         self._log = f"{self._path}-wal"
         self._longest_pause = min(_LOOK, address.lease / 4)
         self._start_over()
@@ -182,12 +182,15 @@ class SQLiteBackend(QueueBackend):
         if self.is_open:
             return
         former, self._connections = self._connections, None
+        # Whatever links lead to the file: its log, its lock and its bells lie beside it.
+        self._path = Path(os.path.realpath(self._name))
+        self._log = f"{self._path}-wal"
         if former is not None:
             former.drop()
         elif not self._named:
             self._named = True
             logger.info("the queues are in %s", self._path)
-        connections = Connections(self._path, self.address.timeout)
+        connections = Connections(self._path, self.address.timeout, self._name)
         try:
             connections.open(mkdir=self._mkdir)
             self._bells = Bells(file.bells_of(self._path), self._path.stat().st_mode & 0o666)

@@ -115,17 +115,18 @@ class Connections:
     """The connections of one client.
 
     Args:
-        path: absolute.
+        path: absolute, and no link.
         timeout: seconds that a call waits for a lock.
+        name: a path that led there, and must go on to; it may be a link, or lead over some.
 
     Attributes:
         closed: for good.
         ready: whether calls may go on; False once something was wrong.
     """
 
-    def __init__(self, path: Path, timeout: float) -> None:
+    def __init__(self, path: Path, timeout: float, name: Path) -> None:
         self._path = path
-        self._name = str(path)
+        self._name = str(name)
         self._timeout = timeout
         self._idle: list[_Connection] = []
         self._file: tuple[int, int] | None = None
@@ -152,7 +153,7 @@ class Connections:
             self._connect(connection, deadline)
             file.examine(connection.db, self._path)
             file.make_bells(self._path)
-            self._file = file.identity(self._name)
+            self._file = file.identity(self._path)
             connection.unlock()
         except BaseException as error:
             self._fail(error, connection)

@@ -5,6 +5,7 @@ They are told apart by their words: Python has their codes from 3.11 on only.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = ["Full", "Locked", "damaged", "is_busy", "translate", "why_not_written
 
 _BUSY = ("is locked", "locking protocol")
 _DAMAGED = ("malformed", "file is encrypted", "no such table", "no such column", "no such index")
+_NEVER = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 _READ_ONLY = ("readonly", "authorization denied", "access permission denied")
 
 
@@ -53,6 +55,8 @@ def translate(error: Exception, path: Path) -> SynmanagerError:
         return InvalidJob(f"SQLite cannot store this: {text}")
     if isinstance(error, PermissionError) or any(words in text for words in _READ_ONLY):
         return AccessRefused(f"{path} may not be written: {why_not_written(path) or text}")
+    if isinstance(error, OSError) and error.errno in _NEVER:
+        return TopologyError(f"{path} can be no file's path: {error.strerror}")
     if isinstance(error, OSError):
         return BrokerUnavailable(f"{path} cannot be used: {error.strerror or text}")
     if "not a database" in text:
@@ -72,8 +76,6 @@ def translate(error: Exception, path: Path) -> SynmanagerError:
 
 
 def _cannot_open(path: Path) -> SynmanagerError:
-    if path.is_dir():
-        return TopologyError(f"{path} is a directory, not a file")
     reason = why_not_written(path)
     if reason:
         return AccessRefused(f"{path} may not be used: {reason}")

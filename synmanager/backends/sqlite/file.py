@@ -82,6 +82,9 @@ def check_place(path: Path) -> None:
             "a path after sqlite:/// begins in the working directory and one after sqlite://// "
             "at the root"
         )
+    if path.exists() and not path.is_file():
+        what = "directory" if path.is_dir() else "device, a pipe or a socket"
+        raise TopologyError(f"{path} is a {what}, not a file")
 
 
 def make_bells(path: Path) -> Path:

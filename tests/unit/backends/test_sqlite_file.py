@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 from sqlite_file import FAST, SPEC, Jobs, publish, take
+from threads import in_thread, until
 
 from synmanager.backends import Address, QueueBackend
 from synmanager.backends.sqlite import SQLiteBackend, file, tables
+from synmanager.backends.sqlite.file import bells_of
 from synmanager.errors import (
     AccessRefused,
     BrokerUnavailable,
@@ -76,6 +78,55 @@ class TestPlace:
         jobs.path.mkdir()
         with pytest.raises(TopologyError, match="is a directory"):
             jobs.open()
+
+    def test_what_is_no_file(self, jobs: Jobs) -> None:
+        os.mkfifo(jobs.path)
+        with pytest.raises(TopologyError, match="a pipe or a socket, not a file"):
+            jobs.open()
+        with pytest.raises(TopologyError, match="is a directory"):
+            SQLiteBackend(Address("sqlite", path="/")).open()
+
+    @pytest.mark.parametrize("name", ["n" * 255, "loop/jobs.db", "loop", "file/jobs.db"])
+    def test_what_no_path_can_be(self, jobs: Jobs, name: str) -> None:
+        """Nobody is to wait until it can be."""
+        directory = jobs.path.parent
+        (directory / "loop").symlink_to(directory / "loop")
+        (directory / "file").touch()
+        jobs.path = directory / name
+        with pytest.raises(TopologyError):
+            jobs.open()
+
+    @pytest.mark.parametrize("of", ["file", "directory"])
+    def test_a_link_leads_to_the_lock_and_the_bells_of_the_file(self, jobs: Jobs, of: str) -> None:
+        """Else two would write at once who do not know of each other, and nobody hears the bell."""
+        place = jobs.path.parent
+        (place / "real").mkdir()
+        link = place / "link"
+        link.symlink_to(place / "real" if of == "directory" else place / "real" / "jobs.db")
+        jobs.path = link / "jobs.db" if of == "directory" else link
+        waiting = jobs.open()
+        assert sorted(os.listdir(place)) == ["link", "real"]
+        jobs.path = place / "real" / "jobs.db"
+        other = jobs.open()
+        join = in_thread(lambda: take(waiting, 30))
+        until(lambda: any(not name.startswith(".") for name in os.listdir(bells_of(jobs.path))))
+        publish(other)
+        join()
+
+    def test_a_link_that_leads_to_another_file_now(self, jobs: Jobs) -> None:
+        link, first, second = (jobs.path.parent / name for name in ("link", "first", "second"))
+        link.symlink_to(first)
+        jobs.path = link
+        client = jobs.open()
+        publish(client)
+        jobs.path = second
+        jobs.open()
+        (jobs.path.parent / "next").symlink_to(second)
+        (jobs.path.parent / "next").rename(link)
+        with pytest.raises(BrokerUnavailable, match="deleted or replaced"):
+            client.count(SPEC.name)
+        client.open()
+        assert client.count(SPEC.name).ready == 0
 
     @pytest.mark.parametrize(
         "kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "virtiofs"]
