@@ -84,8 +84,8 @@ class Session:
         """Connect and declare.
 
         Args:
-            patient: wait for a broker that is not there yet, as for one that went away; by
-                default fail at once.
+            patient: wait for a broker that is not there yet, or in which nothing can be declared,
+                as for one that went away; by default fail at once, and soon.
             called_off: stop waiting once this is true.
         """
         self._opened = True
@@ -93,7 +93,7 @@ class Session:
             self.call(lambda backend: None, step=Step.OPEN, endless=True, called_off=called_off)
         else:
             self._current()
-        self.declare(*specs)
+        self.declare(*specs, endless=patient, called_off=called_off)
 
     def close(self) -> None:
         self._opened = False
@@ -104,11 +104,16 @@ class Session:
         """Whether it was opened and not closed; the broker may be away in between."""
         return self._opened
 
-    def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
-        """Make sure that these exist, now and after every reconnection."""
+    def declare(
+        self,
+        *specs: ExchangeSpec | QueueSpec,
+        endless: bool = False,
+        called_off: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Make sure that these exist, now and after every reconnection; else as :meth:`call`."""
         new = [spec for spec in specs if spec not in self._specs]
         if new:
-            self.call(lambda backend: backend.declare(*new))
+            self.call(lambda backend: backend.declare(*new), endless=endless, called_off=called_off)
             self._specs.update(dict.fromkeys(new))
 
     def publish(

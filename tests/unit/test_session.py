@@ -99,6 +99,27 @@ class TestOpening:
         with pytest.raises(BrokerUnavailable):
             join()
 
+    @pytest.mark.parametrize("is_called_off", [False, True])
+    def test_waits_for_what_it_declares_if_patient(
+        self, is_called_off: bool, backend: FlakyBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A disk that is full, for one, may stay so for longer than a call waits."""
+        monkeypatch.setattr("synmanager.engine.session.CALL_PATIENCE", 0.0)
+        backend.fail("declare", *(gone() for _ in range(1000)))
+        off = threading.Event()
+        session = Session(backend)
+        join = in_thread(session.open, TRAIN.spec, patient=True, called_off=off.is_set)
+        until(lambda: backend.calls.count("declare") >= 5)
+        if is_called_off:
+            off.set()
+            with pytest.raises(BrokerUnavailable):
+                join()
+        else:
+            backend.failures.clear()
+            join()
+            assert count(session) == 0
+        session.close()
+
     @pytest.mark.parametrize("patient", [False, True])
     def test_a_refusal_is_not_tried_again(self, patient: bool, backend: FlakyBackend) -> None:
         backend.fail("open", AccessRefused("wrong password"))
