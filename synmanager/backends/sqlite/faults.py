@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 from synmanager.errors import (
@@ -22,6 +23,7 @@ __all__ = ["Full", "Locked", "damaged", "is_busy", "translate", "why_not_written
 
 _BUSY = ("is locked", "locking protocol")
 _DAMAGED = ("malformed", "file is encrypted", "no such table", "no such column", "no such index")
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NEVER = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 _READ_ONLY = ("readonly", "authorization denied", "access permission denied")
 
@@ -53,7 +55,8 @@ def translate(error: Exception, path: Path) -> SynmanagerError:
     text = str(error)
     if isinstance(error, (sqlite3.DataError, OverflowError, UnicodeError)):
         return InvalidJob(f"SQLite cannot store this: {text}")
-    if isinstance(error, PermissionError) or any(words in text for words in _READ_ONLY):
+    is_refused = isinstance(error, OSError) and error.errno in _REFUSED
+    if is_refused or any(words in text for words in _READ_ONLY):
         return AccessRefused(f"{path} may not be written: {why_not_written(path) or text}")
     if isinstance(error, OSError) and error.errno in _NEVER:
         return TopologyError(f"{path} can be no file's path: {error.strerror}")
@@ -84,6 +87,10 @@ def _cannot_open(path: Path) -> SynmanagerError:
 
 def why_not_written(path: Path) -> str:
     """Which permission is missing, as far as can be seen."""
+    for place in (path, path.parent):
+        with suppress(OSError):
+            if os.statvfs(place).f_flag & os.ST_RDONLY:
+                return "its file system is mounted read-only"
     # Not by opening it: closing a descriptor of the file would drop the process's locks on it.
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
         return "the file is read-only for this user"

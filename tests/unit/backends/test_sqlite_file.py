@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -482,6 +483,27 @@ class TestPermissions:
         jobs.path.parent.chmod(0o700)
         assert answer.startswith(f"{AccessRefused.__name__}: ")
         assert str(jobs.path) in answer
+
+    @pytest.mark.parametrize("what", ["file", "new file"])
+    def test_a_file_system_that_is_mounted_read_only_is_told(
+        self, jobs: Jobs, what: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As the kernel mounts one anew whose disk has failed."""
+        if what == "file":
+            jobs.open()
+            jobs.close()
+
+        def refuse(*_: Any, **how: Any) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        class Status:
+            f_flag = os.ST_RDONLY
+
+        monkeypatch.setattr(os, "statvfs", lambda place: Status)
+        if what == "new file":
+            monkeypatch.setattr(Path, "mkdir", refuse)
+        with pytest.raises(AccessRefused, match="file system is mounted read-only"):
+            jobs.open()
 
 
 def test_a_commit_in_doubt_is_told_as_such(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
