@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from synmanager.backends.base import QueueSpec
-from synmanager.backends.rabbitmq.lane import Lane
+from synmanager.backends.rabbitmq.lane import ALL, Lane
 from synmanager.backends.rabbitmq.properties import onward, read
 from synmanager.backends.rabbitmq.publishing import publish
 
@@ -46,9 +46,6 @@ LONGEST = ((1 << _LEVELS) - 1) / 10
 #: Where those are published whose queue is known to exist.
 TOP = f"~synmanager.delay.level-{_LEVELS - 1}"
 _DUE = "~synmanager.delay.due"
-
-#: More than any queue hands out at a time.
-_ALL = 1 << 31
 
 #: Of the name that it had when full queues stood in the way: what lies there since then goes on.
 _STRANDED = "synmanager.delay.stranded"
@@ -163,7 +160,7 @@ class Cascade:
 
         What was for other queues goes back to where it was when the lane is closed.
         """
-        there = lane.take(_STRANDED, _ALL)
+        there = lane.take(_STRANDED, ALL)
         found = [each for each in there if _is_for(spec, each.properties.headers or {})]
         to_it = {_QUEUE: spec.name}
         copies = [onward(each.properties, each.body, to_it) for each in found]

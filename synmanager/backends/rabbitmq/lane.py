@@ -18,7 +18,7 @@ from synmanager.interrupts import is_from_handler
 if TYPE_CHECKING:
     from synmanager.backends.rabbitmq.link import Link
 
-__all__ = ["Arrival", "Lane", "Unaccepted", "Unconfirmed"]
+__all__ = ["ALL", "Arrival", "Lane", "Unaccepted", "Unconfirmed"]
 
 #: Messages that are handed to the socket before its answers are looked at.
 _BURST = 200
@@ -27,6 +27,8 @@ _BURST_BYTES = 1 << 20
 #: Messages that may be on their way unconfirmed.
 _WINDOW = 5_000
 
+#: More messages than any queue hands out at a time.
+ALL = 1 << 31
 
 #: AMQP counts them with two bytes.
 _MOST_PREFETCHED = 65_535

@@ -16,7 +16,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 from synmanager.backends.rabbitmq import properties
 from synmanager.backends.rabbitmq.faults import NOT_FOUND
-from synmanager.backends.rabbitmq.lane import Arrival, Lane
+from synmanager.backends.rabbitmq.lane import ALL, Arrival, Lane
 from synmanager.backends.rabbitmq.link import Link
 from synmanager.backends.rabbitmq.publishing import publish
 
@@ -26,9 +26,6 @@ T = TypeVar("T")
 
 #: Letters that are replaced at a time.
 _AT_ONCE = 500
-
-#: More than any queue hands out at a time.
-_ALL = 1 << 31
 
 #: Seconds within which what is given back is there, and between two looks.
 _PATIENCE = 1.0
@@ -92,7 +89,7 @@ def purge(lane: Lane, name: str) -> int:
     return _try(lambda: int(lane.call("queue_purge", name).message_count), 0)
 
 
-def take(lane: Lane, name: str, limit: int = _ALL) -> list[Arrival]:
+def take(lane: Lane, name: str, limit: int = ALL) -> list[Arrival]:
     """Hold the oldest letters, to be settled; if the lane closes before, they go back.
 
     None are in a queue that is not there, after which the lane is lost.
