@@ -5,7 +5,11 @@ As docker/cluster makes them; or older ones as their packagers left them, with n
 
 from __future__ import annotations
 
+import re
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -13,7 +17,7 @@ from uuid import uuid4
 
 from containers import run, wait_for
 
-__all__ = ["NODES", "QUEUE", "Cluster", "docker"]
+__all__ = ["NODES", "QUEUE", "Cluster", "docker", "is_whole"]
 
 DOCKER = Path(__file__).parents[2] / "docker" / "cluster"
 NODES = ("mq1", "mq2", "mq3")
@@ -26,6 +30,23 @@ TICKS = "-kernel net_ticktime 8"
 
 #: By which nodes know each other.
 _SET_COOKIE = "cd /var/lib/rabbitmq && (umask 177; printf test > .erlang.cookie)"
+
+#: Erlang: a process that keeps who has led the queue since when, in milliseconds, as its node
+#: knows. A command in the container for each look would take a second, and half of the machine.
+_WATCH: Final = f"""
+{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{QUEUE}">>)),
+{{Name, _}} = amqqueue:get_pid(Queue),
+Watch = fun Watch(Seen) ->
+    Now = case {{ra_leaderboard:lookup_leader(Name), Seen}} of
+        {{{{_, Node}}, [{{_, Node}} | _]}} -> Seen;
+        {{{{_, Node}}, _}} -> [{{os:system_time(millisecond), Node}} | Seen];
+        _ -> Seen
+    end,
+    receive {{From, tell}} -> From ! {{leaders, Now}} after 10 -> Watch(Now) end
+end,
+register(synmanager_watch, spawn(fun() -> Watch([]) end)).
+"""
+_TELL = "synmanager_watch ! {self(), tell}, receive {leaders, Seen} -> Seen end."
 
 #: Of a container that is in one network.
 _ADDRESS = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
@@ -147,35 +168,60 @@ class Cluster:
 
     def leader(self, alive: str) -> str:
         """The node that leads the queue."""
-        return self._queues(alive)[QUEUE][0]
+        return _queues(self._execute(alive))[QUEUE][0]
+
+    @contextmanager
+    def watching(self, alive: str) -> Iterator[list[float]]:
+        """Watch the queue's leader by a node that lives: when there was a new one is in the list
+        at the end, as :func:`time.time` has it.
+        """
+        execute = self._execute(alive)
+        changes: list[float] = []
+        execute("rabbitmqctl", "eval", _WATCH)
+        try:
+            yield changes
+        finally:
+            seen = re.findall(r"\{(\d+),", execute("rabbitmqctl", "eval", _TELL))
+            changes += sorted(int(moment) / 1000 for moment in seen)[1:]
 
     def wait_until_whole(self) -> None:
         """Wait until each node is there and has a part of each queue that can take over."""
-        wait_for(lambda: all(map(self._is_whole, NODES)), "three nodes, and queues on all of them")
+        queues = 8 if self._is_ours else 0
+        wait_for(
+            lambda: all(is_whole(self._execute(node), queues) for node in NODES),
+            "three nodes, and queues on all of them",
+        )
 
-    def _is_whole(self, node: str) -> bool:
-        try:
-            queues = self._queues(node)
-            others = docker(
-                "exec", f"{self.name}-{node}", "rabbitmqctl", "eval", "length(nodes())."
-            )
-        except AssertionError:  # not up yet
-            return False
-        if int(others) + 1 < len(NODES) or (self._is_ours and len(queues) < 8):
-            return False
-        return all(len(online) == len(NODES) for _, online in queues.values())
+    def _execute(self, node: str) -> Callable[..., str]:
+        return partial(docker, "exec", f"{self.name}-{node}")
 
-    def _queues(self, node: str) -> dict[str, tuple[str, list[str]]]:
-        """The leader, and the nodes that are online, of each queue that holds jobs."""
-        columns = ("rabbitmqctl", "-q", "--no-table-headers", "list_queues")
-        listed = docker("exec", f"{self.name}-{node}", *columns, "name", "leader", "online")
-        found = {}
-        for line in listed.splitlines():
-            name, leader, online = line.split("\t")
-            if not name.startswith("~"):
-                nodes = [each for each in NODES if each in online]
-                found[name] = (leader.removeprefix("rabbit@"), nodes)
-        return found
+
+def is_whole(execute: Callable[..., str], queues: int) -> bool:
+    """Whether a node sees the others, and so many queues, which all of them have.
+
+    Args:
+        execute: runs a command in the node's container.
+    """
+    try:
+        found = _queues(execute)
+        others = execute("rabbitmqctl", "eval", "length(nodes()).")
+    except AssertionError:  # not up yet
+        return False
+    if int(others) + 1 < len(NODES) or len(found) < queues:
+        return False
+    return all(len(online) == len(NODES) for _, online in found.values())
+
+
+def _queues(execute: Callable[..., str]) -> dict[str, tuple[str, list[str]]]:
+    """The leader, and the nodes that are online, of each queue that holds jobs."""
+    columns = ("rabbitmqctl", "-q", "--no-table-headers", "list_queues")
+    found = {}
+    for line in execute(*columns, "name", "leader", "online").splitlines():
+        name, leader, online = line.split("\t")
+        if not name.startswith("~"):
+            nodes = [each for each in NODES if each in online]
+            found[name] = (leader.removeprefix("rabbit@"), nodes)
+    return found
 
 
 def docker(*arguments: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ MANY, LONG = 5_000, 300.0
 
 #: Seconds without a job: more than it takes nodes, and clients, to give up one that is silent.
 GAP = 30.0
+
+#: Seconds from a queue's new leader to the first job.
+BACK = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +75,9 @@ class Traffic:
         self.is_past = threading.Event()
         self._long = range(0)
         self._running: Counter[int] = Counter()
-        self.gap = 0.0  # seconds, the longest without a job
-        self._last: float | None = None
+        # By the wall clock, which the nodes share with us.
+        self.begun: list[float] = []
+        self.led: list[float] = []  # since when the queue had another leader
         self._url = url
         self._lock = threading.Lock()
         self._over, self._ended = threading.Event(), threading.Event()
@@ -79,9 +85,7 @@ class Traffic:
 
     def _note(self, number: int) -> None:
         with self._lock:
-            now = time.monotonic()
-            self.gap = max(self.gap, now - (self._last or now))
-            self._last = now
+            self.begun.append(time.time())
             self.ran[number] += 1
             if self._running[number]:
                 self.at_once.add(number)
@@ -127,6 +131,16 @@ class Traffic:
         before = len(self.ran)
         until(lambda: len(self.ran) >= before + jobs, f"{jobs} more jobs have run", LONG)
 
+    def gap(self, since: float) -> float:
+        """Seconds, the longest without a job."""
+        begun = self.begun[bisect(self.begun, since) :]
+        return max(after - before for before, after in pairwise([since, *begun]))
+
+    def back(self) -> list[float]:
+        """Seconds from each new leader to the next job."""
+        begun = [*self.begun, float("inf")]
+        return [begun[bisect(begun, moment)] - moment for moment in self.led]
+
     def settle(self) -> None:
         """Submit no more, let the long ones end, and wait until all that was confirmed has run."""
         self._over.set()
@@ -138,43 +152,57 @@ class Traffic:
         until(lambda: not any(self._running.values()), "all of them have ended")
 
 
+@contextmanager
+def losing(cluster: Cluster, traffic: Traffic, node: str) -> Iterator[None]:
+    """Note since when the others, while a node is away, have a new leader."""
+    with cluster.watching(next(other for other in NODES if other != node)) as changes:
+        yield
+    traffic.led += changes
+
+
 def without(
-    traffic: Traffic, node: str, lose: Callable[[str], None], bring_back: Callable[[str], None]
+    cluster: Cluster,
+    traffic: Traffic,
+    node: str,
+    lose: Callable[[str], None],
+    bring_back: Callable[[str], None],
 ) -> None:
     """Let jobs flow while a node is lost, and when it is back."""
-    lose(node)
-    try:
+    with losing(cluster, traffic, node):
+        lose(node)
+        try:
+            traffic.flows(MANY)
+        finally:
+            bring_back(node)
         traffic.flows(MANY)
-    finally:
-        bring_back(node)
-    traffic.flows(MANY)
 
 
 def kill_the_leader(cluster: Cluster, traffic: Traffic) -> None:
-    without(traffic, cluster.leader("mq1"), cluster.kill, cluster.start)
+    without(cluster, traffic, cluster.leader("mq1"), cluster.kill, cluster.start)
 
 
 def kill_a_clients_node(cluster: Cluster, traffic: Traffic) -> None:
     ports = {port: node for node, port in cluster.ports.items()}
     backend = traffic.workers[0]._session.backend
     assert isinstance(backend, RabbitMQBackend)
-    without(traffic, ports[backend._nodes.current.port], cluster.kill, cluster.start)
+    without(cluster, traffic, ports[backend._nodes.current.port], cluster.kill, cluster.start)
 
 
 def freeze_the_leader(cluster: Cluster, traffic: Traffic) -> None:
-    without(traffic, cluster.leader("mq1"), cluster.freeze, cluster.thaw)
+    without(cluster, traffic, cluster.leader("mq1"), cluster.freeze, cluster.thaw)
 
 
 def cut_the_leader_off(cluster: Cluster, traffic: Traffic) -> None:
-    without(traffic, cluster.leader("mq1"), cluster.cut_off, cluster.join)
+    without(cluster, traffic, cluster.leader("mq1"), cluster.cut_off, cluster.join)
 
 
 def restart_one_after_the_other(cluster: Cluster, traffic: Traffic) -> None:
     for node in NODES:
-        cluster.stop(node)
-        traffic.flows(MANY)
-        cluster.start(node)
-        cluster.wait_until_whole()
+        with losing(cluster, traffic, node):
+            cluster.stop(node)
+            traffic.flows(MANY)
+            cluster.start(node)
+            cluster.wait_until_whole()
 
 
 @pytest.mark.parametrize("cluster", ["4.3", "3.10"], indirect=True, scope="module")
@@ -210,21 +238,25 @@ def test_a_node_is_lost(
         traffic = stack.enter_context(Traffic(cluster.url, workers=6))
         traffic.begin_long(3)
         traffic.flows(100)
-        traffic.gap = 0.0
+        since = time.time()
         trouble(cluster, traffic)
         traffic.settle()
     twice = [number for number, times in traffic.ran.items() if times > 1]
+    gap, back = traffic.gap(since), traffic.back()
     figures = (
         f"{traffic.confirmed} jobs, {len(twice)} twice, {len(traffic.at_once)} of them at once, "
         f"{sum(traffic.ran[number] > 1 for number in range(-3, 0))} of 3 long ones again, "
-        f"{traffic.gap:.1f} s without any"
+        f"{gap:.1f} s without any, the next {[f'{seconds:.2f}' for seconds in back]} s after "
+        f"a new leader"
     )
     record_property("measured", figures)
     print(f"{trouble.__name__}: {figures}")
     assert set(traffic.ran) >= set(range(traffic.confirmed))  # nothing confirmed is lost
     # What each held, or had just acknowledged, when its connection ended.
     assert len(twice) <= 2 * len(traffic.workers) * len(NODES), (twice, traffic.confirmed)
-    assert traffic.gap < GAP
+    assert gap < GAP
+    assert back or trouble is kill_a_clients_node
+    assert max(back, default=0.0) <= BACK
 
 
 @pytest.mark.parametrize("cluster", ["4.3"], indirect=True, scope="module")
