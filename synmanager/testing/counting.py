@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from synmanager.backends.base import Features, QueueBackend, QueueSpec
@@ -10,6 +12,7 @@ from synmanager.message import Message, Rank
 from synmanager.testing.broker import BrokerUnderTest
 from synmanager.testing.steps import (
     assert_counts,
+    bury,
     drain,
     make_message,
     publish,
@@ -130,6 +133,19 @@ class Counting(Topic):
         assert other.delete(spec.name, sent.id) is True
         assert takes_nothing(broker, client, spec)
 
+    def test_delete_leaves_what_has_the_same_id_elsewhere(
+        self, client: QueueBackend, declare: Declare
+    ) -> None:
+        if not client.features.deletes:
+            return  # the refusal is asserted above
+        spec, bystander = declare(), declare()
+        (sent,) = bury(client, spec, 1)
+        publish(client, spec, sent)
+        publish(client, bystander, sent)
+        assert client.delete(spec.name, sent.id)
+        assert_counts(client, spec, dead=1)
+        assert_counts(client, bystander, ready=1)
+
     def test_an_id_that_was_deleted_can_be_used_again(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
     ) -> None:
@@ -165,6 +181,15 @@ class Counting(Topic):
         other.ack(again)
         broker.pass_time(broker.delay * 1.2)
         assert takes_nothing(broker, client, spec)
+
+    def test_of_one_id_the_first_stays_as_it_is(
+        self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
+    ) -> None:
+        (first,) = publish(client, spec)
+        publish(other, spec, replace(first, body=b'{"second": true}', rank=Rank.HIGH))
+        if client.features.deduplicates:
+            message = take(client, spec).message
+            assert (message.body, message.rank) == (first.body, first.rank)
 
     def test_the_same_id_twice_in_a_batch(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec

@@ -223,13 +223,16 @@ class DeadLetters(Topic):
 
     @needs_sight
     def test_purging_dead_letters_leaves_the_queue_alone(
-        self, client: QueueBackend, spec: QueueSpec
+        self, client: QueueBackend, declare: Declare
     ) -> None:
+        spec, bystander = declare(), declare()
         bury(client, spec, 3)
+        bury(client, bystander, 1)
         (sent,) = publish(client, spec)
         assert client.purge_dead_letters(spec.name) == 3
         assert client.dead_letters(spec.name, 10) == []
         assert_counts(client, spec, ready=1)
+        assert_counts(client, bystander, dead=1)
         assert take(client, spec).message.id == sent.id
 
     @needs_sight

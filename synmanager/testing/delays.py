@@ -56,6 +56,13 @@ class Delays(Topic):
         assert delivery is not None
         assert delivery.message.id == sent.id
 
+    def test_a_part_of_a_second_is_a_delay_too(self, client: QueueBackend, spec: QueueSpec) -> None:
+        begun = time.monotonic()
+        publish(client, spec, delay=0.7)
+        client.nack(take(client, spec), delay=0.7)
+        take(client, spec)
+        assert time.monotonic() - begun > 1.2
+
     def test_a_delayed_batch_keeps_its_order(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
     ) -> None:

@@ -322,11 +322,19 @@ class Leases(Topic):
             unhurried.renew(second)
         unhurried.ack(first)
 
+    @pytest.mark.parametrize("renewals", [0, 5])
     def test_a_lease_ends_by_time_or_not_at_all(
-        self, broker: BrokerUnderTest, worker: QueueBackend, other: QueueBackend, spec: QueueSpec
+        self,
+        broker: BrokerUnderTest,
+        worker: QueueBackend,
+        other: QueueBackend,
+        spec: QueueSpec,
+        renewals: int,
     ) -> None:
         publish(other, spec)
         delivery = take(worker, spec)
+        for _ in range(renewals):  # which do not add up
+            worker.renew(delivery)
         broker.pass_time(broker.lease * 1.2)
         if worker.features.timed_lease:
             assert take(other, spec).attempt == 2
@@ -350,6 +358,7 @@ class Leases(Topic):
         # `client` has the long default; the impatience of others must not shorten it.
         publish(client, spec, make_message(1))
         delivery = take(client, spec)
+        client.renew(delivery)
         broker.pass_time(broker.lease * 1.2)
         assert takes_nothing(broker, worker, spec)
         client.ack(delivery)

@@ -64,8 +64,8 @@ class Publishing(Topic):
 
     @pytest.mark.parametrize(
         "body",
-        [bytes(range(256)), b" { } ", '{"é": "\\u00e9"}'.encode(), b"\r\n.\r\n\0"],
-        ids=["every byte", "blanks", "raw UTF-8", "control"],
+        [bytes(range(256)), b" { } ", '{"é": "\\u00e9"}'.encode(), b"\r\n.\r\n\0", b""],
+        ids=["every byte", "blanks", "raw UTF-8", "control", "empty"],
     )
     def test_the_body_is_kept_byte_for_byte(
         self, client: QueueBackend, spec: QueueSpec, body: bytes
@@ -153,9 +153,11 @@ class Publishing(Topic):
     ) -> None:
         # Whether to run it is not the driver's decision.
         publish(client, spec, Message(b"{}", schema=99, submitted_at=None))
-        message = take(client, spec).message
-        assert message.schema == 99
-        assert message.submitted_at is None
+        for _ in range(2):
+            delivery = take(client, spec)
+            assert delivery.message.schema == 99
+            assert delivery.message.submitted_at is None
+            client.nack(delivery)
 
     def test_no_key_of_a_job_is_taken_for_metadata(
         self, client: QueueBackend, spec: QueueSpec

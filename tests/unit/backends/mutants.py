@@ -168,6 +168,25 @@ class NackIgnoresTheDelay(MemoryBackend):
         super().nack(delivery, count=count)
 
 
+@plant("part_of_a_second")
+class DelaysByWholeSeconds(MemoryBackend):
+    def publish(
+        self, exchange: str, routing_key: str, messages: Sequence[Message], *, delay: float = 0.0
+    ) -> int:
+        return super().publish(exchange, routing_key, messages, delay=int(delay))
+
+    def nack(self, delivery: Delivery, *, delay: float = 0.0, count: bool = True) -> None:
+        super().nack(delivery, delay=int(delay), count=count)
+
+
+@plant("schema_of_the_future")
+class NackForgetsTheSchema(MemoryBackend):
+    def nack(self, delivery: Delivery, *, delay: float = 0.0, count: bool = True) -> None:
+        entry, _ = delivery.receipt
+        entry.message = replace(entry.message, schema=1)
+        super().nack(delivery, delay=delay, count=count)
+
+
 @plant("settling_twice")
 class SettlesWhatIsSettled(MemoryBackend):
     def ack(self, delivery: Delivery) -> None:
@@ -215,6 +234,22 @@ class NackInTwoSteps(SQLiteBackend):
 class CrashesAreNotCounted(MemoryBroker):
     def give_back(self, queue: _Queue, entry: _Entry, *, count: bool = False) -> None:
         super().give_back(queue, entry, count=count)
+
+
+@plant("lease_ends_by_time")
+class RenewalsAddUp(MemoryBackend):
+    def renew(self, delivery: Delivery) -> None:
+        with self._broker.changed:
+            _, entry = self._held(self._usable("renew"), delivery)
+            entry.expires += self.address.lease
+
+
+@plant("each_client_has_its_own")
+class RenewsForAsLongAsOthers(MemoryBackend):
+    def renew(self, delivery: Delivery) -> None:
+        with self._broker.changed:
+            _, entry = self._held(self._usable("renew"), delivery)
+            entry.expires = self._broker.clock.now() + MemoryUnderTest.lease
 
 
 @plant("lease_that_is_renewed_lasts")
@@ -366,6 +401,29 @@ class KnowsOnlyAscii(MemoryBackend):
             for message in messages
         ]
         return super().publish(exchange, routing_key, plain, delay=delay)
+
+
+@plant("body_is_kept")
+class DropsWhatIsEmpty(MemoryBackend):
+    def publish(
+        self, exchange: str, routing_key: str, messages: Sequence[Message], *, delay: float = 0.0
+    ) -> int:
+        some = [message for message in messages if message.body]
+        return super().publish(exchange, routing_key, some, delay=delay)
+
+
+@plant("first_stays_as_it_is")
+class RepeatsReplaceWhatWaits(MemoryBackend):
+    def publish(
+        self, exchange: str, routing_key: str, messages: Sequence[Message], *, delay: float = 0.0
+    ) -> int:
+        with self._broker.changed:
+            for queue in self._broker.routes(exchange, routing_key):
+                for entries in queue.ready.values():
+                    for message in messages:
+                        if message.id in entries:
+                            entries[message.id].message = message
+        return super().publish(exchange, routing_key, messages, delay=delay)
 
 
 @plant("travels_beside_the_body")
@@ -688,6 +746,31 @@ class DeleteTakesWhatHasBegun(MemoryBackend):
         with self._broker.changed:
             begun = self._usable().queue(queue).leased.pop(message_id, None)
         return begun is not None or super().delete(queue, message_id)
+
+
+@plant("same_id_elsewhere")
+class DeleteLooksEverywhere(MemoryBackend):
+    def delete(self, queue: str, message_id: str) -> bool:
+        found = super().delete(queue, message_id)
+        for each in self._broker.queues:
+            super().delete(each, message_id)
+        return found
+
+
+@plant("same_id_elsewhere")
+class DeleteTakesTheDeadLetterToo(MemoryBackend):
+    def delete(self, queue: str, message_id: str) -> bool:
+        self.purge_letters(queue, [message_id])
+        return super().delete(queue, message_id)
+
+
+@plant("purging_dead_letters_leaves")
+class PurgeTakesAllDeadLetters(MemoryBackend):
+    def purge_dead_letters(self, queue: str) -> int:
+        removed = super().purge_dead_letters(queue)
+        for each in self._broker.queues.values():
+            each.dead.clear()
+        return removed
 
 
 @plant("purging_the_queue_leaves_the_dead")
