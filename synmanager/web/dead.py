@@ -18,6 +18,10 @@ __all__ = ["MOST", "Group", "Letter", "Letters"]
 #: Letters of a queue that are looked at, and seconds between two looks at the soonest.
 MOST, _BETWEEN = 1_000, 3.0
 
+#: Bytes of their jobs that are looked at, about, as a broker hands out letters with their jobs; and
+#: how many are looked at first, and then, to learn how large they are.
+_MOST_BYTES, _FIRST = 32 * 1024 * 1024, (10, 100)
+
 #: Characters of a reason that its first line is looked for in.
 _LONGEST_REASON = 4_000
 
@@ -116,7 +120,7 @@ class Letters:
 
         def find(broker: QueueBackend) -> DeadLetter | None:
             try:
-                found = broker.dead_letters(queue, MOST)
+                found = _oldest(broker, queue)
             except TopologyError:
                 return None
             return next((each for each in found if each.message.id == letter_id), None)
@@ -136,11 +140,31 @@ class Letters:
         letters: list[Letter] = []
         for queue in queues:
             try:
-                found = broker.dead_letters(queue, MOST)
+                found = _oldest(broker, queue)
             except TopologyError:
                 continue
             letters += [_without_body(queue, each) for each in found]
         return letters
+
+
+def _oldest(broker: QueueBackend, queue: str) -> list[DeadLetter]:
+    """As many as are looked at, fewer where they are large: a thousand could be gigabytes.
+
+    Raises:
+        TopologyError: there is no such queue.
+    """
+    found: list[DeadLetter] = []
+    wanted = MOST
+    for step in (*_FIRST, MOST):
+        if wanted <= len(found):
+            break
+        step = min(step, wanted)
+        found = broker.dead_letters(queue, step)
+        if len(found) < step:
+            break
+        size = sum(len(letter.message.body) for letter in found) / len(found)
+        wanted = min(MOST, int(_MOST_BYTES / max(size, 1)))
+    return found
 
 
 def _without_body(queue: str, letter: DeadLetter) -> Letter:

@@ -306,7 +306,9 @@ class Pages:
         letter = self.letters.in_full(queue, letter_id)
         if letter is None:
             return self.message(
-                "No such letter", f"There is no dead letter {shown(letter_id)}, or no longer.", 404
+                "No such letter",
+                f"Among the oldest dead letters is no {shown(letter_id)}, or no longer.",
+                404,
             )
         return Page(
             "letter.html",

@@ -470,6 +470,27 @@ def test_a_result_or_progress_without_measure_breaks_no_page(site: Site, url: st
     assert "never" not in site.get("/sweeps").text
 
 
+@pytest.mark.parametrize(("size", "seen"), [(100, 60), (1_000, 32), (40_000, 10)])
+def test_large_letters_are_looked_at_in_bounds(
+    size: int, seen: int, site: Site, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synmanager.web.dead._MOST_BYTES", 32_500)
+    monkeypatch.setattr("synmanager.web.dead._FIRST", (10, 20))
+    backend = create_backend(load_settings(url=url).address)
+    backend.open()
+    try:
+        body = b"x" * size
+        letters = [Message(body, id=f"dead-{n}", submitted_at=1.0) for n in range(60)]
+        backend.add_letters(
+            "train", [DeadLetter(each, "train", "poison", 1, 1.0) for each in letters]
+        )
+    finally:
+        backend.close()
+    assert len(site_letters(site)) == seen
+    assert site.get("/letter", queue="train", id=f"dead-{seen - 1}").status == 200
+    assert site.get("/letter", queue="train", id=f"dead-{seen}").status == 404
+
+
 def test_a_letter_of_no_time_is_shown(site: Site, url: str) -> None:
     backend = create_backend(load_settings(url=url).address)
     backend.open()
