@@ -276,7 +276,7 @@ class RedisBackend(QueueBackend):
             if self._replicas:
                 seconds = min(_REPLICATION, patience(self.address) / 2)
                 connections.replicas = replicas_at(connections.call, self._replicas, seconds)
-                connections.rivals = self._rivals()
+                connections.rivals = self._rivals(connections.rivals)
             if self.address.scheme in self.clustered:
                 # Another server's clock is another one, and may not have heard of all renewals.
                 self._trust = ClockTrust(self.address.lease)
@@ -298,7 +298,7 @@ class RedisBackend(QueueBackend):
             raise ours from failed.error
         self._known = connections.ready = True
 
-    def _rivals(self) -> Rivals | None:
+    def _rivals(self, before: Rivals | None) -> Rivals | None:
         """Who may be promoted behind the back of the primary; a cluster's nodes agree with it."""
         if self._sentinels is None:
             return None
@@ -315,7 +315,7 @@ class RedisBackend(QueueBackend):
             if callers_own(error, None):
                 raise
             told = []  # we may not ask for them: those that are connected are known from now on
-        return Rivals(connect, told)
+        return Rivals(connect, told, before)
 
     def _other_server(self) -> str:
         """What a server speaks that gave no answer of Redis's, if that can be found out."""

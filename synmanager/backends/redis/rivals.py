@@ -45,19 +45,26 @@ class Rivals:
     Args:
         connect: makes a redis-py connection to a host and a port; it need not be connected yet.
         told: those that the Sentinels know of, and that are not gone.
+        before: whoever looked out on the last connection. A machine that is lost says nothing
+            at each of those that are made until the Sentinels, too, take it for gone.
     """
 
     #: Says who is connected. ROLE would in fewer words, but is no right that we ask for.
     command = ("INFO", "replication")
     fits = staticmethod(text)
 
-    def __init__(self, connect: Callable[[str, int], Any], told: Iterable[Place]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[str, int], Any],
+        told: Iterable[Place],
+        before: Rivals | None = None,
+    ) -> None:
         self._connect = connect
         # When they were here last, by the monotonic clock.
         self._known = dict.fromkeys(told, time.monotonic())
         # Apart from who they are: servers and Sentinels may use different names for one.
         self._number = len(self._known)
-        self._silent: dict[Place, float] = {}  # since when
+        self._silent: dict[Place, float] = {} if before is None else before._silent  # since when
         self._gone: dict[Place, tuple[float, float]] = {}  # until when, and for how long
 
     def check(self, said: bytes) -> None:
@@ -80,6 +87,7 @@ class Rivals:
         for place, here in tuple(self._known.items()):
             if place in online:
                 self._known[place] = now
+                self._silent.pop(place, None)
             elif time.monotonic() - now < PATIENCE:
                 answer = self._ask(place)
                 if history & {*_BEFORE.findall(answer)} and _leads(answer, now - here):
@@ -111,6 +119,7 @@ class Rivals:
             return b""
         finally:
             connection.disconnect()
+        self._silent.pop(place, None)
         return said if self.fits(said) else b""
 
 

@@ -137,6 +137,35 @@ def test_who_says_nothing_may_be_busy_with_being_promoted(
     known.check(said(SECOND))
 
 
+def test_who_says_nothing_is_gone_soon_however_often_we_connect_meanwhile(
+    servers: Servers, clock: SimpleNamespace
+) -> None:
+    servers.says[FIRST] = redis_errors.TimeoutError("no answer")
+    known = None
+    for _ in range(3):
+        known = Rivals(servers, [FIRST, SECOND], known)
+        with pytest.raises(redis_errors.ConnectionError, match="says nothing"):
+            known.check(said(SECOND))
+        clock.now += 1.0
+    Rivals(servers, [FIRST, SECOND], known).check(said(SECOND))
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_who_was_there_in_between_may_be_busy_again(
+    servers: Servers, clock: SimpleNamespace, is_asked: bool
+) -> None:
+    known = Rivals(servers, [FIRST, SECOND])
+    silence = servers.says[FIRST] = redis_errors.TimeoutError("no answer")
+    with pytest.raises(redis_errors.ConnectionError, match="says nothing"):
+        known.check(said(SECOND))
+    servers.says[FIRST] = said(role="slave")
+    known.check(said(SECOND) if is_asked else said(FIRST))
+    servers.says[FIRST] = silence
+    clock.now += 10.0
+    with pytest.raises(redis_errors.ConnectionError, match="says nothing"):
+        known.check(said(SECOND))
+
+
 def test_those_that_have_left_for_good_are_forgotten_once_all_are_there(servers: Servers) -> None:
     known = Rivals(servers, [("replica-1", 6379)])
     known.check(said(FIRST))
