@@ -131,11 +131,7 @@ def _lose_primary(bench: Bench) -> Iterator[Result]:
 
     def lose() -> Callable[[], None]:
         group.primary.launcher.kill()
-        return mend
-
-    def mend() -> None:
-        group.start_all()
-        group.wait_whole()
+        return group.mend
 
     yield from _losses(bench, "Redis (Sentinels wait 1.5 s)", group.url(replicas=1), lose)
 

@@ -120,6 +120,13 @@ def test_work_that_goes_on_late_or_never_is_caught(story: Story) -> None:
         story.history.check_resumed(since=1.0, within=2.0)
 
 
+def test_a_gap_is_measured_while_jobs_are_published(story: Story) -> None:
+    story("started", "a")("finished", "a")("started", "b")("finished", "b")
+    story("idle")("idle")("started", "c")("finished", "c")("confirmed", "d")("idle")("idle")
+    story("idle")("idle")("started", "d")
+    assert story.history.longest_gap(since=0.0) == 4.0
+
+
 def test_what_was_noted_before_a_kill_is_there(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "test")
     child = os.fork()

@@ -30,11 +30,13 @@ class Broker(ABC):
 
     Attributes:
         name: of the kind and version, such as "redis-7".
-        port: on the loopback interface.
+        host: its address, one of the loopback interface.
+        port: there.
         directory: its files, in a container at the same place.
     """
 
     scheme: str
+    host = "127.0.0.1"
 
     def __init__(self, name: str, port: int, launcher: Launcher, directory: Path) -> None:
         self.name = name
@@ -76,7 +78,7 @@ class Broker(ABC):
             port: of a proxy, if not its own.
             cafile: speak TLS, and trust this.
         """
-        where = f"127.0.0.1:{port or self.port}/{self.path}"
+        where = f"{self.host}:{port or self.port}/{self.path}"
         secure, options = ("", "") if cafile is None else ("s", f"?cafile={quote(str(cafile))}")
         return f"{self.scheme}{secure}://{quote(user)}:{quote(password, safe='')}@{where}{options}"
 

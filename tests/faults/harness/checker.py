@@ -136,6 +136,12 @@ class History:
             raise Violation(f"work went on {when}, not within {within:g} s")
         return min(later)
 
+    def longest_gap(self, since: float) -> float:
+        """The longest time without the start of a job, from then until all is published."""
+        until = max(float(e["at"]) for e in self.events if e["event"] == "confirmed")
+        began = [run.began for run in self.runs if since <= run.began <= until]
+        return max(b - a for a, b in pairwise(sorted([since, *began, until])))
+
 
 def _runs(events: Sequence[Event]) -> list[Run]:
     runs: list[Run] = []

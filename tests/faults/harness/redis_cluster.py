@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from ports import free_port
 from redis.crc import key_slot
 
 from harness.brokers import PASSWORD, USER
+from harness.network import Network
 from harness.redis_group import RedisGroup
 from harness.redis_server import RedisServer
 from harness.waiting import wait_until
@@ -38,25 +40,29 @@ cluster-allow-replica-migration no
 class ClusterGroup(RedisGroup):
     """Three primaries: one with our slot and two replicas, another with two, and one that votes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, network: Network | None = None) -> None:
+        super().__init__(directory, network)
         self._buses = [free_port() for _ in range(7)]
         self.nodes = [
-            self._node(directory / f"node-{number}", _MEMBER.format(port=port))
-            for number, port in enumerate(self._buses)
+            self._node(number, _MEMBER.format(port=port)) for number, port in enumerate(self._buses)
         ]
         self._voter, *others = self.nodes
         self._shards = (others[:3], others[3:])  # each with its first primary in front
 
     def url(self, **options: str | int) -> str:
-        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        hosts = ",".join(f"{node.host}:{node.port}" for node in self.nodes)
         more = "&".join(f"{name}={value}" for name, value in options.items())
         return f"redis+cluster://{USER}:{quote(PASSWORD, safe='')}@{hosts}" + (more and f"?{more}")
 
+    @property
+    def followers(self) -> Sequence[RedisServer]:
+        primary = self.primary
+        (shard,) = (shard for shard in self._shards if primary in shard)
+        return [node for node in shard if node is not primary]
+
     def fail_over(self) -> None:
         before = self.primary
-        shard = next(shard for shard in self._shards if before in shard)
-        replica = next(node for node in shard if node is not before)
-        replica.command("CLUSTER", "FAILOVER")
+        self.followers[0].command("CLUSTER", "FAILOVER")
         self.wait_other(before)
 
     def move_slot(self) -> None:
@@ -69,7 +75,7 @@ class ClusterGroup(RedisGroup):
         target = next(node for node in shard if node.command("ROLE")[0] == b"master")
         target.command("CLUSTER", "SETSLOT", SLOT, "IMPORTING", _id(source))
         source.command("CLUSTER", "SETSLOT", SLOT, "MIGRATING", _id(target))
-        route = ("127.0.0.1", target.port, "", 0, 10_000, "AUTH2", USER, PASSWORD, "KEYS")
+        route = (target.host, target.port, "", 0, 10_000, "AUTH2", USER, PASSWORD, "KEYS")
         while keys := source.command("CLUSTER", "GETKEYSINSLOT", SLOT, 1):
             source.command("MIGRATE", *route, *keys)
             time.sleep(_PACE)
@@ -87,15 +93,15 @@ class ClusterGroup(RedisGroup):
         for node, slots in zip(primaries, ranges, strict=True):
             node.command("CLUSTER", "ADDSLOTSRANGE", *slots)
         for node, bus in zip(self.nodes[1:], self._buses[1:], strict=True):
-            first.command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+            first.command("CLUSTER", "MEET", node.host, node.port, bus)
         for primary, *replicas in self._shards:
             for replica in replicas:
                 wait_until(partial(_follows, replica, primary), 30, "a replica knows its primary")
         wait_until(self._opinions, 30, "everybody knows who has our slot")
 
-    def _opinions(self) -> list[int | None]:
+    def _opinions(self) -> list[str | None]:
         ranges = self._voter.command("CLUSTER", "SLOTS")
-        return [int(primary[1]) for low, high, primary, *_ in ranges if low <= SLOT <= high]
+        return [primary[0].decode() for low, high, primary, *_ in ranges if low <= SLOT <= high]
 
     def _is_whole(self) -> bool:
         return self._replicas() == 2 and all(

@@ -10,10 +10,12 @@ import redis
 
 from harness.brokers import PASSWORD, USER
 from harness.launchers import HostProcess, Launcher
+from harness.network import Network
 from harness.redis_server import RedisServer
 from harness.waiting import wait_until
 
 _REPLICATES = f"""\
+bind-source-addr {{host}}
 masteruser {USER}
 masterauth {PASSWORD}
 repl-diskless-sync-delay 0
@@ -24,6 +26,10 @@ repl-ping-replica-period 1
 class RedisGroup(ABC):
     """A primary with replicas, and who decides which of them is the primary.
 
+    Args:
+        directory: for the files of all.
+        network: which they live in.
+
     Attributes:
         nodes: the servers; which of them is the primary changes.
         guards: processes besides, that decide.
@@ -31,6 +37,10 @@ class RedisGroup(ABC):
 
     nodes: Sequence[RedisServer]
     guards: Sequence[HostProcess] = ()
+
+    def __init__(self, directory: Path, network: Network | None = None) -> None:
+        self._directory = directory
+        self._network = network
 
     def start(self) -> None:
         """Start all, for the first time."""
@@ -46,9 +56,14 @@ class RedisGroup(ABC):
     @property
     def primary(self) -> RedisServer:
         """Whom most of those that decide take for the primary."""
-        seen = [port for port in self._opinions() if port is not None]
-        port = max(seen, key=seen.count)
-        return next(node for node in self.nodes if node.port == port)
+        seen = [host for host in self._opinions() if host is not None]
+        host = max(seen, key=seen.count)
+        return next(node for node in self.nodes if node.host == host)
+
+    @property
+    @abstractmethod
+    def followers(self) -> Sequence[RedisServer]:
+        """Those that can take the primary's place."""
 
     @abstractmethod
     def fail_over(self) -> None:
@@ -65,11 +80,31 @@ class RedisGroup(ABC):
         """Wait until all run and agree."""
         wait_until(self._agrees, 60, "one primary with two replicas, of which everybody knows")
 
-    def recover(self) -> None:
-        """Undo whatever a test did, and forget all messages."""
+    def mend(self) -> None:
+        """Undo whatever was done to them, and wait until all run and agree."""
+        if self._network is not None:
+            self._network.heal()
         self.start_all()
         self.wait_whole()
+
+    def recover(self) -> None:
+        """Undo whatever a test did, and forget all messages."""
+        self.mend()
         self.primary.command("FLUSHALL")
+
+    @property
+    def can_cut_off(self) -> bool:
+        return self._network is not None
+
+    def cut_off(self, node: RedisServer, *clients: str) -> None:
+        """Let a server, and a guard beside it, hear and be heard by none of the others.
+
+        Args:
+            clients: hosts of those that are cut off from it besides.
+        """
+        assert self._network is not None
+        others = [other.host for other in self.nodes if other is not node]
+        self._network.cut_off(node.host, [*others, *clients])
 
     def start_all(self) -> None:
         """Start those that do not run, and let those run on that are frozen."""
@@ -91,11 +126,13 @@ class RedisGroup(ABC):
     def _processes(self) -> list[Launcher]:
         return [*(node.launcher for node in self.nodes), *self.guards]
 
-    def _node(self, directory: Path, settings: str = "") -> RedisServer:
+    def _node(self, number: int, settings: str = "") -> RedisServer:
+        """A server on a host of its own."""
+        host = f"127.0.1.{number + 1}"
+        directory = self._directory / f"node-{number}"
         directory.mkdir(parents=True)
-        return RedisServer(
-            directory.name, "redis-server", directory, settings=_REPLICATES + settings
-        )
+        settings = _REPLICATES.format(host=host) + settings
+        return RedisServer(directory.name, "redis-server", directory, host=host, settings=settings)
 
     def _agrees(self) -> bool:
         try:
@@ -114,8 +151,8 @@ class RedisGroup(ABC):
         """Tell those that have just started of each other."""
 
     @abstractmethod
-    def _opinions(self) -> list[int | None]:
-        """The primary's port by each that decides; None by those that do not know."""
+    def _opinions(self) -> list[str | None]:
+        """The primary's host by each that decides; None by those that do not know."""
 
     @abstractmethod
     def _is_whole(self) -> bool: ...

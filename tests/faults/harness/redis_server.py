@@ -17,7 +17,7 @@ from harness.waiting import wait_until
 #: it keeps its rights: Redis and Valkey replay what scripts have written under that name, and drop
 #: what it may not do (redis/redis 14541, valkey-io/valkey 3983).
 _CONFIG = """\
-bind 127.0.0.1
+bind {host}
 port {port}
 dir {directory}/data
 appendonly yes
@@ -36,6 +36,7 @@ class RedisServer(Broker):
         directory: for the server's files.
         image: run it in a container of this image; by default as a process of this machine.
         env: of the process, besides.
+        host: its own address, also towards other servers.
         settings: lines of its configuration, besides.
     """
 
@@ -49,13 +50,16 @@ class RedisServer(Broker):
         directory: Path,
         image: str | None = None,
         env: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
         settings: str = "",
     ) -> None:
+        self.host = host
         port = free_port()
         (directory / "data").mkdir()
         self._config = directory / "server.conf"
         self._config.write_text(
-            _CONFIG.format(port=port, directory=directory, user=USER, password=PASSWORD) + settings
+            _CONFIG.format(host=host, port=port, directory=directory, user=USER, password=PASSWORD)
+            + settings
         )
         self._snapshot = directory / "data" / "dump.rdb"
         command = [program, str(self._config)]
@@ -64,7 +68,7 @@ class RedisServer(Broker):
         else:
             super().__init__(name, port, Container(image, command, env or {}, directory), directory)
         self._client = redis.Redis(
-            "127.0.0.1",
+            host,
             port,
             username=USER,
             password=PASSWORD,

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -32,8 +33,13 @@ from synmanager import current_job  # noqa: E402
 
 
 def begin() -> tuple[dict[str, Any], Journal]:
-    """Read the config from the command line, open the journal and start logging."""
+    """Read the config from the command line, open the journal and start logging.
+
+    A config's "host" is the address that the program has for whom it connects to.
+    """
     config = json.loads(sys.argv[1])
+    if "host" in config:
+        _live_on(config["host"])
     journal = Journal(Path(config["journals"]), config["who"])
     # Everything that anyone logs, drivers too, goes to the output that is searched for the
     # password; what this project warns of goes to the journal.
@@ -43,6 +49,17 @@ def begin() -> tuple[dict[str, Any], Journal]:
     )
     logging.getLogger("synmanager").addHandler(_ToJournal(journal))
     return config, journal
+
+
+def _live_on(host: str) -> None:
+    connect = socket.socket.connect
+
+    def connected(self: socket.socket, address: Any) -> None:
+        if self.family == socket.AF_INET:
+            self.bind((host, 0))
+        connect(self, address)
+
+    socket.socket.connect = connected  # type: ignore[assignment, method-assign]
 
 
 def die(journal: Journal) -> NoReturn:
