@@ -406,12 +406,39 @@ def test_what_cannot_be_redriven_stays_dead_however_often(
 # Many dead letters.
 
 
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_many_letters_that_are_picked_are_gone(
+    client: RabbitMQBackend,
+    plain: Any,
+    make_spec: Callable[..., QueueSpec],
+    kind: str,
+    every: int,
+) -> None:
+    """A quorum queue hears of thirty at a time; the rest must not be forgotten as all ends."""
+    spec = make_spec()
+    plain.queue_declare(f"{spec.name}.dead", durable=True, arguments={"x-queue-type": kind})
+    client.declare(spec)
+    ids = [message.id for message in publish_letters(client, spec, 400)][::every]
+    assert client.redrive_letters(spec.name, ids[:100]) == 100
+    assert client.purge_letters(spec.name, ids[100:]) == len(ids) - 100
+    left = 400 - len(ids)
+    until(lambda: client.count(spec.name).dead == left, "the others are back")
+    assert len(client.dead_letters(spec.name, 1000)) == left
+    assert client.count(spec.name).ready == 100
+
+
+def publish_letters(client: RabbitMQBackend, spec: QueueSpec, number: int) -> list[Message]:
+    letters = [Message(b"%d" % n) for n in range(number)]
+    client.publish("", f"{spec.name}.dead", letters)
+    return letters
+
+
 def test_many_dead_letters_are_listed_and_redriven_whole(
     client: RabbitMQBackend, spec: QueueSpec
 ) -> None:
     client.declare(spec)
-    letters = [Message(b"%d" % n) for n in range(3000)]
-    client.publish("", f"{spec.name}.dead", letters)
+    letters = publish_letters(client, spec, 3000)
     for limit in (10, 2500, 10_000):
         listed = client.dead_letters(spec.name, limit)
         assert [x.message.body for x in listed] == [x.body for x in letters[:limit]]

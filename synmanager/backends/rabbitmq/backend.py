@@ -675,9 +675,12 @@ class RabbitMQBackend(NativeBackend):
             self._put_into(lane, queue, copies, jobs)
         except PublishRefused as error:  # what had room is no longer dead, or it would come twice
             refused = {id(job) for job in error.unconfirmed}
-            for each, job in zip(arrivals, jobs, strict=True):
-                if refused and id(job) not in refused:
-                    lane.ack(each.tag)
+            back = [
+                each.tag
+                for each, job in zip(arrivals, jobs, strict=True)
+                if refused and id(job) not in refused
+            ]
+            lane.ack_all(dead_queue(queue), back)
             letters.give_back(lane, dead_queue(queue))
             raise
         except Unroutable:

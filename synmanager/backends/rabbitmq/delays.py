@@ -166,8 +166,7 @@ class Cascade:
         copies = [onward(each.properties, each.body, to_it) for each in found]
         messages = [read(each.properties, each.body).message for each in found]
         publish(lane, _DUE, "", copies, messages)
-        for each in found:
-            lane.ack(each.tag)
+        lane.ack_all(_STRANDED, [each.tag for each in found])
 
 
 def _is_for(spec: QueueSpec, headers: Mapping[Any, Any]) -> bool:

@@ -33,6 +33,9 @@ ALL = 1 << 31
 #: AMQP counts them with two bytes.
 _MOST_PREFETCHED = 65_535
 
+#: Acknowledgements that a channel passes on to a quorum queue before it has answered.
+_TOLD_AT_ONCE = 16
+
 #: Seconds without a message after which somebody else has taken the rest.
 _PAUSE = 1.0
 
@@ -296,6 +299,18 @@ class Lane:
         self._held.pop(tag, None)
         if multiple:
             self._held = {held: queue for held, queue in self._held.items() if held > tag}
+
+    def ack_all(self, queue: str, tags: Sequence[int]) -> None:
+        """Settle deliveries of a queue, so that they are gone when the channel closes.
+
+        A quorum queue is told of some thirty at a time, and of the rest when it has answered; what
+        a channel that closes has not passed on by then comes back.
+        """
+        for tag in tags:
+            self.ack(tag)
+        if len(tags) > _TOLD_AT_ONCE:
+            for _ in range(2):  # by the second it has all; what comes goes back with the channel
+                self.get(queue)
 
     def publish(self, exchange: str, routing_key: str, contents: Sequence[Content]) -> None:
         """Publish a batch and wait until the broker has accepted all of it.

@@ -57,8 +57,7 @@ def change(link: Link, name: str, what: Callable[[Lane, list[Arrival]], Sequence
     done: Sequence[Arrival] = ()
     try:
         done = what(lane, take(lane, name))
-        for each in done:
-            lane.ack(each.tag)
+        lane.ack_all(name, [each.tag for each in done])
     except BaseException:
         lane.close()
         raise
