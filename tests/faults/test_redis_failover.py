@@ -183,22 +183,28 @@ def move(group: RedisGroup) -> list[float]:
 
 BOTH = (kill, kill_replica, fail_over, freeze, cut_off, cut_off_with_clients, restart, restart_each)
 
+#: The cases of the short form, and of the long one.
+SHORT = ((SentinelGroup, kill), (ClusterGroup, kill), (ClusterGroup, move))
+ALL = (
+    *((kind, fault) for kind in GROUPS for fault in BOTH),
+    (SentinelGroup, kill_sentinel),
+    (SentinelGroup, hand_over),
+    (ClusterGroup, move),
+)
+
 #: Seconds for which a job runs, so that it is still there when all is over.
-LONG: dict[Fault, int] = {cut_off: 30, cut_off_with_clients: 30, restart_each: 90}
+WORK: dict[Fault, int] = {cut_off: 30, cut_off_with_clients: 30, restart_each: 90}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "fault" in metafunc.fixturenames:
+        cases = ALL if metafunc.config.getoption("--long") else SHORT
+        metafunc.parametrize(
+            ("servers", "fault"), cases, indirect=["servers"], ids=lambda value: value.__name__
+        )
 
 
 @pytest.mark.limit(120)
-@pytest.mark.parametrize(
-    ("servers", "fault"),
-    [
-        *((kind, fault) for kind in GROUPS for fault in BOTH),
-        (SentinelGroup, kill_sentinel),
-        (SentinelGroup, hand_over),
-        (ClusterGroup, move),
-    ],
-    indirect=["servers"],
-    ids=lambda value: value.__name__,
-)
 def test_service_goes_on_and_nothing_is_lost(
     network: Network | str,
     group: RedisGroup,
@@ -207,12 +213,10 @@ def test_service_goes_on_and_nothing_is_lost(
     is_long: bool,
     figures: Callable[[str], None],
 ) -> None:
-    if fault not in (kill, move) and not is_long:
-        pytest.skip("in the long form")
     if fault in (cut_off, cut_off_with_clients) and isinstance(network, str):
         give_up(f"nobody can be cut off: {network}")
     count = 5000 if is_long else 150
-    patience = 60 + 2 * PACE * count + LONG.get(fault, 7)  # seconds
+    patience = 60 + 2 * PACE * count + WORK.get(fault, 7)  # seconds
     producers = ["single", "batches"]
     for who in producers:
         batch = 20 if who == "batches" else 1
@@ -225,7 +229,7 @@ def test_service_goes_on_and_nothing_is_lost(
         running.await_event("ready", 30, who=who)
     director = Director(group.url(), running.journal)
     running.await_event("finished", 30, count=20)
-    long = director.submit([{"key": "long", "work": LONG.get(fault, 7)}])
+    long = director.submit([{"key": "long", "work": WORK.get(fault, 7)}])
     running.await_event("started", 20, key="long")
     if fault is cut_off_with_clients:
         # Only now: a worker that no primary hears from cannot keep a long job.

@@ -92,10 +92,6 @@ class RedisGroup(ABC):
         self.mend()
         self.primary.command("FLUSHALL")
 
-    @property
-    def can_cut_off(self) -> bool:
-        return self._network is not None
-
     def cut_off(self, node: RedisServer, *clients: str) -> None:
         """Let a server, and a guard beside it, hear and be heard by none of the others.
 
