@@ -224,7 +224,7 @@ class RedisBackend(QueueBackend):
         else:
             guides = Nodes(connect, hosts, self._keys.queues)
         followed = FollowedTls if tls else FollowedPlain
-        return partial(followed, locate=guides.locate, silence=silence(self.address))
+        return partial(followed, guides=guides, silence=silence(self.address))
 
     def _start_over(self) -> None:
         self._opening: dict[str, _Attempt] = {}  # the one that is under way

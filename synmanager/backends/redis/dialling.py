@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import redis
 
 from synmanager.backends.redis.faults import RefusedByGuide, callers_own, is_refusal
+from synmanager.backends.redis.guides import Guide, Guides
 from synmanager.backends.urls import written_hosts
 from synmanager.interrupts import is_from_handler
 from synmanager.sockets import above_stdio
@@ -93,21 +93,22 @@ class _Followed(redis.Connection):
     whether to wait on.
 
     Args:
-        locate: tells the primary's host and port.
+        guides: tell the primary's host and port.
         silence: seconds after which it is asked whether the server is the primary yet.
     """
 
-    def __init__(
-        self, *, locate: Callable[[], tuple[str, int]], silence: float, **options: Any
-    ) -> None:
+    _guide: Guide | None = None  # who was asked about a server that is silent
+    _in_doubt = False  # whether it has been silent since
+
+    def __init__(self, *, guides: Guides, silence: float, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
-        self._locate = locate
+        self._guides = guides
         self._silence = silence
         self._certain = 0.0  # until when nobody is asked
 
     def connect(self) -> None:
         try:
-            self.host, self.port = self._locate()
+            self.host, self.port = self._guides.locate()
         except redis.RedisError as error:
             if is_refusal(error):
                 raise RefusedByGuide(str(error)) from error
@@ -116,6 +117,7 @@ class _Followed(redis.Connection):
 
     def send_packed_command(self, *args: Any, **options: Any) -> None:
         self._certain = time.monotonic() + self._silence
+        self._in_doubt = False
         super().send_packed_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def can_read(self, timeout: float = 0) -> bool:
@@ -126,9 +128,22 @@ class _Followed(redis.Connection):
             self._certain = time.monotonic() + self._silence
         return False
 
+    def disconnect(self, *args: Any) -> None:
+        self._leave_guide()
+        super().disconnect(*args)  # type: ignore[no-untyped-call]
+
+    def _leave_guide(self) -> None:
+        guide, self._guide = self._guide, None
+        if guide is not None:
+            guide.connection.disconnect()
+
     def _look(self) -> None:
+        if self._in_doubt:  # perhaps another one knows more
+            self._leave_guide()
+        self._in_doubt = True
+        guide, self._guide = self._guide, None
         try:
-            place = self._locate()
+            place, self._guide = self._guides.locate_again(guide)
         except (redis.RedisError, OSError) as error:
             if callers_own(error, None):
                 raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from redis import exceptions as redis_errors
 from redis.crc import key_slot
@@ -13,10 +14,14 @@ from synmanager.backends.redis.faults import callers_own
 from synmanager.backends.redis.shapes import each, many, text, whole
 from synmanager.backends.urls import spread
 
-__all__ = ["NODE_PORT", "SENTINEL_PORT", "Guides", "Nodes", "Sentinels"]
+__all__ = ["NODE_PORT", "SENTINEL_PORT", "Guide", "Guides", "Nodes", "Sentinels"]
 
 #: Where they listen unless they are told otherwise.
 SENTINEL_PORT, NODE_PORT = 26379, 6379
+
+#: Seconds for which the same one is asked again: it may be cut off from the others, together with
+#: a server that was the primary.
+_TRUSTED = 30.0
 
 _place = each(text, text)
 _replicas = many(many(text))
@@ -28,8 +33,17 @@ _DOWN = {"s_down", "o_down"}
 T = TypeVar("T")
 
 
+class Guide(NamedTuple):
+    """One of those who know, a connection to it, and until when it may be asked again."""
+
+    host: str
+    port: int
+    connection: Any
+    until: float
+
+
 class Guides(ABC):
-    """Asked at every connection, and whenever a server is silent; nothing is kept in between.
+    """Asked at every connection, and whenever a server is silent; no answer is kept in between.
 
     Args:
         connect: makes a redis-py connection to a host and a port; it need not be connected yet.
@@ -50,29 +64,57 @@ class Guides(ABC):
         Raises:
             redis_errors.RedisError, OSError: none of them knows; the reason of the last one.
         """
-        return self._first(self._ask)
+        place, guide = self._first(self._ask)
+        guide.connection.disconnect()
+        return place
 
-    def _first(self, ask: Callable[[Any, str], T | None]) -> T:
-        """The first answer. Another one is asked first each time: one that is cut off from the
-        others does not hear of a failover.
+    def locate_again(self, guide: Guide | None) -> tuple[tuple[str, int], Guide]:
+        """The same, for one who asks every few seconds, and by whom to ask the next time.
+
+        Connections for the questions of thousands would keep those busy who are asked, above all
+        with TLS.
+
+        Args:
+            guide: whom the last call returned; unless it is returned again, it is hung up on.
         """
+        return self._first(self._ask, guide)
+
+    def _first(
+        self, ask: Callable[[Any, str], T | None], known: Guide | None = None
+    ) -> tuple[T, Guide]:
+        """The first answer, and who gave it, to whom the connection is open."""
         failure: Exception = redis_errors.ConnectionError("there is nobody to ask")
-        for host, port in spread(self._hosts):
-            connection = self._connect(host, port or self.port)
+        for guide in self._candidates(known):
             try:
-                connection.connect()
-                found = ask(connection, host)
-            except (redis_errors.RedisError, OSError) as error:
+                guide.connection.connect()  # does nothing if it is open
+                found = ask(guide.connection, guide.host)
+            except BaseException as error:
+                guide.connection.disconnect()
+                if not isinstance(error, redis_errors.RedisError | OSError):
+                    raise
                 if callers_own(error, None):
                     raise
                 failure = error
                 continue
-            finally:
-                connection.disconnect()
             if found is not None:
-                return found
-            failure = redis_errors.ConnectionError(f"{host}:{port or self.port} {self._ignorance}")
+                return found, guide
+            guide.connection.disconnect()
+            failure = redis_errors.ConnectionError(f"{guide.host}:{guide.port} {self._ignorance}")
         raise failure
+
+    def _candidates(self, known: Guide | None) -> Iterator[Guide]:
+        """Whom to ask. Another one comes first each time: one that is cut off from the others does
+        not hear of a failover.
+        """
+        now = time.monotonic()
+        if known is not None:
+            if now < known.until:
+                yield known
+            else:
+                known.connection.disconnect()
+        for host, port in spread(self._hosts):
+            place = host, port or self.port
+            yield Guide(*place, self._connect(*place), now + _TRUSTED)
 
     @property
     @abstractmethod
@@ -116,7 +158,9 @@ class Sentinels(Guides):
         Raises:
             redis_errors.RedisError, OSError: none of them does.
         """
-        return self._first(self._ask_for_replicas)
+        places, guide = self._first(self._ask_for_replicas)
+        guide.connection.disconnect()
+        return places
 
     def _ask_for_replicas(self, connection: Any, _: str) -> list[tuple[str, int]] | None:
         connection.send_command("SENTINEL", "REPLICAS", self._name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import socketserver
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,21 +92,21 @@ class Sentinel:
     """A connection to one, which answers what ``answers`` has for its host."""
 
     def __init__(self, answers: dict[str, Any], host: str) -> None:
-        self._answer = answers[host]
+        self.answer = answers[host]
         self.is_open = False
 
     def connect(self) -> None:
-        if isinstance(self._answer, OSError):
-            raise self._answer
+        if not self.is_open and isinstance(self.answer, OSError):
+            raise self.answer
         self.is_open = True
 
     def send_command(self, *words: str) -> None:
         assert words == ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "grid")
 
     def read_response(self) -> Any:
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return self._answer
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
     def disconnect(self) -> None:
         self.is_open = False
@@ -137,6 +138,38 @@ def test_if_none_knows_the_reason_is_told() -> None:
         sentinels({"a": None})[0].locate()
     with pytest.raises(OSError, match="down"):
         sentinels({"a": OSError("down")})[0].locate()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    made = SimpleNamespace(now=100.0)
+    made.monotonic = lambda: made.now
+    monkeypatch.setattr("synmanager.backends.redis.guides.time", made)
+    return made
+
+
+def test_who_waits_asks_the_same_one_on_one_connection_for_a_while(clock: SimpleNamespace) -> None:
+    place = [b"10.0.0.1", b"6380"]
+    asked, made = sentinels(dict.fromkeys("abc", place))
+    guide = None
+    for _ in range(60):
+        found, guide = asked.locate_again(guide)
+        assert found == ("10.0.0.1", 6380)
+        assert [connection.is_open for connection in made].count(True) == 1
+        clock.now += 5.0
+    assert len(made) == 10
+
+
+@pytest.mark.parametrize("answer", [OSError("gone"), redis.TimeoutError("silent"), None])
+def test_who_does_not_know_any_more_is_asked_no_longer(answer: Any) -> None:
+    asked, made = sentinels({host: [b"10.0.0.1", b"6380"] for host in "ab"})
+    _, guide = asked.locate_again(None)
+    first = made[-1]
+    first.answer = answer
+    for _ in range(2):
+        found, guide = asked.locate_again(guide)
+        assert found == ("10.0.0.1", 6380)
+    assert [connection.is_open for connection in made] == [False, True]
 
 
 class Refusing(socketserver.StreamRequestHandler):
@@ -211,18 +244,19 @@ def test_who_cannot_tell_where_the_server_is(url: str, answer: str, words: str) 
 
 def test_a_silent_server_is_left_when_another_one_is_the_primary() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # whose kernel lets clients in
-        places = [silent.getsockname(), silent.getsockname(), ("127.0.0.1", 1)]
-        asked: list[None] = []
+        places = [*3 * [silent.getsockname()], ("127.0.0.1", 1)]
+        asked: list[Sentinel] = []
 
-        def locate() -> tuple[str, int]:
-            asked.append(None)
-            if len(asked) == 2:
-                raise redis.ConnectionError("no Sentinel answers")
-            host, port = places[min(len(asked), 3) - 1]
-            return host, port
+        class Told(Sentinels):
+            def _ask(self, connection: Any, host: str) -> tuple[str, int]:
+                asked.append(connection)
+                if len(asked) == 2:
+                    raise redis.ConnectionError("no Sentinel answers")
+                host, port = places[min(len(asked), 4) - 1]
+                return host, port
 
         connection = FollowedPlain(
-            locate=locate,
+            guides=Told(lambda host, port: Sentinel({"a": None}, host), [("a", None)], "grid"),
             silence=0.05,
             socket_timeout=60.0,
             socket_connect_timeout=5.0,
@@ -233,8 +267,8 @@ def test_a_silent_server_is_left_when_another_one_is_the_primary() -> None:
             with pytest.raises(redis.ConnectionError, match=r"primary is now at 127\.0\.0\.1:1"):
                 connection.connect()
         finally:
-            connection.disconnect()  # type: ignore[no-untyped-call]
-    assert len(asked) == 3
+            connection.disconnect()
+    assert len({id(connection) for connection in asked}) == 4, "another one each time"
 
 
 def test_the_node_of_a_cluster_that_serves_our_slot() -> None:
