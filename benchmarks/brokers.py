@@ -38,7 +38,9 @@ RABBITMQ = ("rabbitmq-3.10", "rabbitmq-4.0", "rabbitmq-4.3")
 REDIS = ("redis-7", "redis-8", "valkey-8", "valkey-9")
 
 _ROOT = Path(__file__).parent.parent
-_FAULT_SUITE, _INTEGRATION = _ROOT / "tests" / "faults", _ROOT / "tests" / "integration"
+_FAULT_SUITE, _INTEGRATION, _SHARED = (
+    _ROOT / "tests" / suite for suite in ("faults", "integration", "shared")
+)
 
 #: Of the nodes of a cluster; the base is what scripts/build-base-images makes.
 _IMAGE, _BASE = "synergos_mq:benchmark", "synmanager-base:forky"
@@ -217,9 +219,8 @@ class Brokers:
 
 
 def _find(suite: Path) -> None:
-    """Let the modules of a suite be imported."""
-    if str(suite) not in sys.path:
-        sys.path.append(str(suite))
+    """Let the modules of a suite be imported, and those that all suites share."""
+    sys.path += [each for each in (str(suite), str(_SHARED)) if each not in sys.path]
 
 
 def _require_empty_rabbitmq(url: str) -> None:

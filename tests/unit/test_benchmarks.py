@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -133,3 +134,17 @@ def test_the_page_of_the_docs_has_the_marks() -> None:
     text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
     assert text.count(BEGIN) == text.count(END) == 1
+
+
+def test_the_suites_modules_that_start_brokers_are_found() -> None:
+    pytest.importorskip("redis")
+    program = (
+        "from benchmarks import brokers;"
+        "brokers._find(brokers._FAULT_SUITE); import harness.catalogue;"
+        "brokers._find(brokers._INTEGRATION); import cluster"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
