@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -25,6 +25,17 @@ _OPERATORS: dict[str, tuple[type[ProducerOperator], type[ConsumerOperator]]] = {
 
 def _nothing(kwargs: Mapping[str, Any], host: str) -> None:
     pass
+
+
+def _busy(seconds: float) -> Callable[[Mapping[str, Any], str], None]:
+    """A handler that uses the processor for so long."""
+
+    def work(kwargs: Mapping[str, Any], host: str) -> None:
+        end = perf_counter() + seconds
+        while perf_counter() < end:
+            pass
+
+    return work
 
 
 class Ours:
@@ -76,12 +87,17 @@ class Ours:
         self.fill(count)
         return self.drain(count)
 
-    def process_and_listen(self, count: int) -> float:
-        """Submit all, then consume all; the rate counts a job once."""
+    def process_and_listen(self, count: int, work: float = 0.0) -> float:
+        """Submit all, then consume all; the rate counts a job once.
+
+        Args:
+            work: seconds that each job takes.
+        """
+        callback = _busy(work) if work else _nothing
         began = perf_counter()
         for _ in range(count):
             self._producer.process(**self._job)
-        self._consumer.listen_message(process_callback=_nothing, max_jobs=count)
+        self._consumer.listen_message(process_callback=callback, max_jobs=count)
         return count / (perf_counter() - began)
 
     def fill(self, count: int) -> float:

@@ -1,8 +1,9 @@
 """Jobs on their whole way, in a program that uses OpenTelemetry, or not.
 
-    python -m benchmarks.programs.traced URL JOBS off|api|sdk
+    python -m benchmarks.programs.traced URL JOBS off|api|sdk SECONDS
 
-Says how many of them a second were submitted one by one and consumed. With ``sdk`` it has spans
+Says how many of them a second were submitted one by one and consumed, each of which takes so many
+seconds. With ``sdk`` it has spans
 in batches and durations, both of which are thrown away at the end.
 """
 
@@ -36,15 +37,15 @@ def _use_sdk() -> None:
     metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
 
 
-def run(url: str, count: int, telemetry: str) -> None:
+def run(url: str, count: int, telemetry: str, work: float) -> None:
     if telemetry == "sdk":
         _use_sdk()
     elif telemetry == "api":
         import opentelemetry.trace  # noqa: F401
     with Ours(url) as ours:
-        ours.process_and_listen(min(count, 100))
-        say(ours.process_and_listen(count))
+        ours.process_and_listen(min(count, 100), work)
+        say(ours.process_and_listen(count, work))
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    run(sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
