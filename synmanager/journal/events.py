@@ -223,10 +223,7 @@ def _cut(content: dict[str, Any]) -> dict[str, Any]:
             cut[name] = said[:_LONGEST]
     figures = content.get("figures")
     if isinstance(figures, dict) and (len(figures) > _FIGURES or not _are_short(figures)):
-        cut["figures"] = {
-            name[:_TEXT]: said if isinstance(said, int | float) else str(said)[:_TEXT]
-            for name, said in islice(figures.items(), _FIGURES)
-        }
+        cut["figures"] = plain(figures.items())
     return {**content, **cut} if cut else content
 
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from synmanager.backends.base import QueueSpec
+from synmanager.backends.rabbitmq import letters
 from synmanager.backends.rabbitmq.lane import ALL, Lane
 from synmanager.backends.rabbitmq.properties import onward, read
 from synmanager.backends.rabbitmq.publishing import publish
@@ -147,12 +148,11 @@ class Cascade:
         A count alone may leave out what somebody else has just given back.
         """
         self._build_ends(lane)
-        if lane.call("queue_declare", _STRANDED, passive=True).message_count:
+        if letters.count(lane, _STRANDED):
             return True
         if lane.get(_STRANDED) is None:
             return False
-        lane.close()  # by which it goes back
-        lane.link.wait(lambda: lane.is_lost)
+        letters.give_back(lane, _STRANDED)
         return True
 
     def send_on(self, lane: Lane, spec: QueueSpec) -> None:
