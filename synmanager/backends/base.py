@@ -212,6 +212,8 @@ class Delivery:
         defect: why no valid message could be built from what arrived (``message.body`` then
             holds what there was); None for a sound one.
         settled: set by the driver once acked, nacked or buried.
+        hold_off: seconds for which it should not be begun yet: whoever held it before was lost so
+            shortly ago that he may not know yet, and run it still.
     """
 
     message: Message
@@ -220,6 +222,7 @@ class Delivery:
     receipt: Any = field(repr=False)
     defect: str | None = None
     settled: bool = False
+    hold_off: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -334,6 +334,8 @@ class Runner:
             elif self._desk.cancelled(delivery):
                 attempt.outcome = Outcome(End.KEEP, "cancelled before it ran", cancelled=True)
                 report.attempt -= 1  # which has not begun
+            elif delivery.hold_off and not self._hold_off(delivery, job):
+                self._put_back(delivery)
             else:
                 self._run(attempt, handler, acknowledge_first)
             self._conclude(attempt)
@@ -355,6 +357,23 @@ class Runner:
                 self._closing.discard(delivery)
                 self.close()
         return attempt
+
+    def _hold_off(self, delivery: Delivery, job: Job) -> bool:
+        """Let whoever ran the job before learn that it is not his any more; False if it is not to
+        be run here after all.
+        """
+        clock = self._session.backend.clock
+        logger.info("job %s was lost by its worker; it begins in a moment", shown(job.id))
+        until = clock.now() + delivery.hold_off
+        self._keeper.keep(delivery, job)
+        try:
+            while (left := until - clock.now()) > 0:
+                if job.lease_lost or any(loop.requested for loop in self._loops):
+                    return False
+                clock.sleep(min(left, _LOOK))
+            return True
+        finally:
+            self._keeper.let_go(delivery)
 
     def _run(self, attempt: _Attempt, handler: Handler, acknowledge_first: bool) -> None:
         """Call the handler, and note what it came to."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pika
@@ -16,7 +17,7 @@ from conftest import connecting, stranded, version
 from threads import until
 
 from synmanager.backends import DeadLetter, ExchangeSpec, QueueSpec
-from synmanager.backends.rabbitmq import RabbitMQBackend
+from synmanager.backends.rabbitmq import RabbitMQBackend, backend
 from synmanager.backends.rabbitmq.frames import Content
 from synmanager.backends.rabbitmq.lane import Lane
 from synmanager.backends.rabbitmq.properties import fresh
@@ -350,6 +351,40 @@ def test_a_quorum_queue_drops_no_job_that_comes_back_often(
     client.bury(last, "enough")
     (letter,) = client.dead_letters(spec.name, 10)
     assert letter.attempts == (25 if counts else 1)
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_what_a_cluster_hands_out_again_is_held_off(
+    amqp_url: str,
+    make_spec: Callable[..., QueueSpec],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """It does so in the moment in which it loses a worker's node, and the worker does not know."""
+    spec = make_spec({"x-queue-type": kind})
+    parts = urlsplit(amqp_url)
+    several = parts._replace(netloc=f"{parts.netloc},localhost:{parts.port}").geturl()
+    with connecting(amqp_url) as one, connecting(several) as connect:
+        one().declare(spec)
+        publish(one(), spec)
+        assert lose(one(), spec) == (1, 0.0)
+        assert lose(one(), spec) == (2, 0.0)  # it lost the connection itself
+        monkeypatch.setattr(backend, "_HOLD_OFF", 600.0)
+        attempt, seconds = lose(connect(), spec)
+        assert attempt == 3
+        assert 0 < seconds <= 600
+        attempt, left = lose(connect(), spec)
+        assert attempt == 3  # so nobody has begun it
+        assert 0 < left < seconds
+        monkeypatch.setattr(backend, "_HOLD_OFF", 0.01)  # and that is past
+        assert lose(connect(), spec)[0] == 4
+
+
+def lose(worker: RabbitMQBackend, spec: QueueSpec) -> tuple[int, float]:
+    """Take the job and lose it; which attempt it was, and for how long it was to be held off."""
+    delivery = take(worker, spec)
+    worker.close()
+    return delivery.attempt, delivery.hold_off
 
 
 def test_looking_at_dead_letters_in_a_quorum_queue_loses_nothing(

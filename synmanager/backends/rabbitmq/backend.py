@@ -75,6 +75,10 @@ _GATHERING = 0.01
 #: Seconds between two looks at whether a wait has been called off. The broker hears nothing of it.
 _LOOK = 1.0
 
+#: Seconds for which nobody begins what a cluster hands out again: it does so in the moment in which
+#: it loses the node of whoever runs it, who hears of that up to a second later.
+_HOLD_OFF = 2.0
+
 #: Dead letters that are put back at a time.
 _REDRIVEN_AT_ONCE = 500
 
@@ -817,21 +821,34 @@ class RabbitMQBackend(NativeBackend):
         message, attempts, defect = self._read(arrival)
         receipt = _Receipt(link, arrival)
         queue = self._topology.ranks.name(arrival.queue)
-        return Delivery(message, queue, attempts + 1, receipt, defect, settled)
+        hold_off = self._hold_off(arrival)
+        return Delivery(message, queue, attempts + 1, receipt, defect, settled, hold_off)
 
     def _read(self, arrival: Arrival) -> properties.Metadata:
         known = None
         if self._lost and arrival.properties.message_id is None:
             known = self._lost.pop(_digest(arrival), None)
         read = properties.read(arrival.properties, arrival.body, known)
-        if arrival.redelivered:
+        if (
+            arrival.redelivered and _written_hold_off(arrival) == 0
+        ):  # else nobody has begun it since
             read = read._replace(attempts=read.attempts + properties.uncounted(arrival.properties))
         return read
+
+    def _hold_off(self, arrival: Arrival) -> float:
+        """Seconds for which nobody is to begin a message: who has lost it may not know yet."""
+        written = _written_hold_off(arrival)
+        if written or not (arrival.redelivered and properties.uncounted(arrival.properties)):
+            return written
+        # Of a single node, the worker's own connection is the only one that there is to lose.
+        return _HOLD_OFF if self._nodes.are_several else 0.0
 
     def _replace(self, link: Link, arrival: Arrival) -> None:
         """Put a copy at the head of the queue, with a count of its attempts."""
         message, attempts, _ = self._read(arrival)
-        copy = properties.again(arrival.properties, message, attempts, head=True)
+        hold_off = self._hold_off(arrival)
+        headers = properties.not_before(time.time() + hold_off) if hold_off else None
+        copy = properties.again(arrival.properties, message, attempts, headers, head=True)
         with link.lane() as lane:
             publish(lane, "", arrival.queue, [copy], [message])
         self._note_replaced(arrival)
@@ -871,6 +888,15 @@ class RabbitMQBackend(NativeBackend):
         self._lost[_digest(arrival)] = message_id
         if len(self._lost) > _REMEMBERED:
             self._lost.popitem(last=False)
+
+
+def _written_hold_off(arrival: Arrival) -> float:
+    """Seconds until a message may be begun, as was written on it when its holder was lost.
+
+    By the clocks of two machines: one that is far from ours would say nonsense.
+    """
+    left = properties.begins_at(arrival.properties) - time.time()
+    return left if 0 < left <= _HOLD_OFF else 0.0
 
 
 def _identify(arrival: Arrival) -> tuple[str, bytes] | None:

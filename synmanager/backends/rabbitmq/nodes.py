@@ -26,12 +26,14 @@ class Nodes:
 
     Attributes:
         where: all of them, as errors name them.
+        are_several: whether it is a cluster.
         current: the one that was connected to last.
     """
 
     def __init__(self, parameters: Sequence[pika.ConnectionParameters]) -> None:
         self._all = {(each.host, each.port): each for each in parameters}
         self.where = ", ".join(map(place, self._all.values()))
+        self.are_several = len(self._all) > 1
         self.current = parameters[0]
         self._avoided: set[tuple[str, int | None]] = set()
 

@@ -11,6 +11,8 @@ property: each costs the broker time, several together as much as the job's own 
 ``x-synmanager-header-<name>``  one of the message's own headers, as text
 ``x-synmanager-attempts``       deliveries so far that came to nothing, crashes included
 ``x-synmanager-copy``           of a message that takes another's place: what no other copy has
+``x-synmanager-not-before``     of one whose holder was lost: microseconds since the epoch, before
+                                which nobody begins it
 ``x-synmanager-queue``          of a dead letter: where it was taken from
 ``x-synmanager-rank``           of a dead letter: its job's rank. All letters have one priority: a
                                 quorum queue would put some before older ones
@@ -46,6 +48,7 @@ __all__ = [
     "MAX_PRIORITY",
     "Metadata",
     "again",
+    "begins_at",
     "dead",
     "dead_letter",
     "delayed",
@@ -54,6 +57,7 @@ __all__ = [
     "identity",
     "is_worn",
     "kept",
+    "not_before",
     "onward",
     "parse",
     "read",
@@ -72,6 +76,7 @@ _SCHEMA = "x-synmanager-schema"
 _SUBMITTED_AT = "x-synmanager-submitted-at"
 _ATTEMPTS = "x-synmanager-attempts"
 _COPY = "x-synmanager-copy"
+_NOT_BEFORE = "x-synmanager-not-before"
 _QUEUE = "x-synmanager-queue"
 _RANK = "x-synmanager-rank"
 _REASON = "x-synmanager-reason"
@@ -342,6 +347,17 @@ def uncounted(properties: BasicProperties) -> int:
     counted = headers.get(_DELIVERY_COUNT)
     least = 0 if _ACQUIRED_COUNT in headers else 1
     return max(least, min(counted, _MOST_ATTEMPTS)) if _is_count(counted) else least
+
+
+def not_before(moment: float) -> dict[str, Any]:
+    """Headers of a copy that nobody is to begin before a moment, in seconds since the epoch."""
+    return {_NOT_BEFORE: _micro(moment)}
+
+
+def begins_at(properties: BasicProperties) -> float:
+    """That moment; 0 where there is none."""
+    moment = (properties.headers or {}).get(_NOT_BEFORE)
+    return moment / 1e6 if _is_count(moment) else 0.0
 
 
 def is_worn(properties: BasicProperties) -> bool:
