@@ -404,6 +404,31 @@ class RabbitMQBackend(NativeBackend):
             raise self._loss(delivery, receipt)
         with self._connected() as link:
             self._receipt(link, delivery)
+            if self._nodes.are_several and receipt.arrival.queue in link.apart:
+                self._feel_pulse(link)
+                self._receipt(link, delivery, look=False)
+
+    def _feel_pulse(self, link: Link) -> None:
+        """Give up a node of a cluster that is cut off from the others."""
+        try:
+            if "pulse" in self._warned or not self._topology.pulse.is_lost():
+                return
+        except ChannelClosedByBroker as error:
+            if error.reply_code != ACCESS_REFUSED:
+                raise
+            self._warned.add("pulse")
+            logger.warning(
+                "while a node of RabbitMQ is cut off from the others, its workers may run what "
+                "others run as well: this user may not declare what tells them (%s)",
+                error.reply_text,
+            )
+            return
+        logger.warning(
+            "RabbitMQ at %s confirms nothing any more: it may be cut off from the other nodes, and "
+            "these may hand out what runs here; going to one of them",
+            place(self._nodes.current),
+        )
+        link.wire.abort("it confirms nothing")
 
     def count(self, queue: str) -> Counts:
         _check_names(dead_queue(queue))

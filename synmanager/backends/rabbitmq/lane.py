@@ -324,9 +324,27 @@ class Lane:
             earlier._confirm(exchange, routing_key, contents, lambda: None)
             self.link.give_back(earlier)
             return
+        self._confirm(
+            exchange,
+            routing_key,
+            contents,
+            lambda: self.begin_publish(exchange, routing_key, contents),
+        )
+
+    def begin_publish(self, exchange: str, routing_key: str, contents: Sequence[Content]) -> None:
+        """Publish a batch, and wait for no answer."""
         self._refused, self._returns = [], []
-        publication = Publication(exchange, routing_key, self._channel.channel_number)
-        self._confirm(exchange, routing_key, contents, lambda: self._send(publication, contents))
+        self._send(Publication(exchange, routing_key, self._channel.channel_number), contents)
+
+    @property
+    def is_confirming(self) -> bool:
+        """Whether the broker has yet to answer for something that was published."""
+        return bool(self._confirming)
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether it has taken all that was published last, as far as it has answered."""
+        return not (self._refused or self._returns)
 
     def _find_unfinished(
         self, exchange: str, routing_key: str, contents: Sequence[Content]

@@ -16,6 +16,7 @@ from synmanager.backends.rabbitmq.faults import ACCESS_REFUSED, NOT_FOUND, PRECO
 from synmanager.backends.rabbitmq.lane import Lane
 from synmanager.backends.rabbitmq.link import Link
 from synmanager.backends.rabbitmq.properties import MAX_PRIORITY
+from synmanager.backends.rabbitmq.pulse import Pulse
 from synmanager.backends.rabbitmq.ranks import Ranks, Sister, sister_name, sisters
 from synmanager.errors import TopologyError
 from synmanager.message import Rank
@@ -82,6 +83,7 @@ class Topology:
         self._declared: set[ExchangeSpec | QueueSpec] = set()
         self.ranks = Ranks()
         self.delays = Cascade(lambda name: self._make_or_find(name, self._bare()))
+        self.pulse = Pulse(link, self._make_or_find)
         version = str((link.wire.server_properties or {}).get("version", ""))
         numbers = re.match(r"(\d+)\.(\d+)", version)
         self._release = tuple(map(int, numbers.groups())) if numbers else (0, 0)

@@ -193,11 +193,23 @@ class RabbitMQ(Broker):
 
     def hold_queue(self, queue: str, seconds: float) -> None:
         """Let a queue's process stand still, and find all at once what it was asked meanwhile."""
+        self._suspend(queue, f"timer:sleep({int(seconds * 1000)})")
+
+    @contextmanager
+    def holding(self, queue: str) -> Iterator[None]:
+        """The same, for as long as it takes."""
+        self._suspend(queue, "register(synmanager_hold, self()), receive go -> ok end")
+        try:
+            yield
+        finally:
+            self.eval("synmanager_hold ! go.")
+
+    def _suspend(self, queue: str, until: str) -> None:
         self.eval(
             f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{self._vhost}">>, queue, '
-            f'<<"{queue}">>)), P = amqqueue:get_pid(Q), Us = self(), spawn(fun() -> '
-            f"erlang:suspend_process(P), Us ! held, timer:sleep({int(seconds * 1000)}), "
-            "erlang:resume_process(P) end), receive held -> ok end."
+            f'<<"{queue}">>)), P = case amqqueue:get_pid(Q) of {{Name, _}} -> whereis(Name); '
+            "Pid -> Pid end, Us = self(), spawn(fun() -> erlang:suspend_process(P), Us ! held, "
+            f"{until}, erlang:resume_process(P) end), receive held -> ok end."
         )
 
     def publish_raw(self, queue: str, body: bytes) -> None:
