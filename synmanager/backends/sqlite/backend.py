@@ -111,6 +111,7 @@ class _Found(NamedTuple):
         pause: seconds after which time alone may bring something.
         unbelieved: seconds after which a lease that has run out can be believed; 0 for none.
         queues: their numbers.
+        left: those of the queues, by their numbers, in which there is more to take.
         error: to be raised once what came before it is safe.
     """
 
@@ -118,6 +119,7 @@ class _Found(NamedTuple):
     pause: float = math.inf
     unbelieved: float = 0.0
     queues: tuple[int, ...] = ()
+    left: tuple[int, ...] = ()
     error: TopologyError | None = None
 
 
@@ -308,16 +310,22 @@ class SQLiteBackend(QueueBackend):
         deadline = time.monotonic() + wait
         bells = self._bells
         bell = None
+        is_sure = True  # that a look with the writers' lock is worth it
         try:
             while True:
                 written = self._last_written()
-                found = self._look(queues, done)
+                found = None if is_sure else self._peek(queues)
+                if found is None:
+                    found = self._look(queues, done, waited=bell is not None)
                 done = None
+                if bell is not None:
+                    bell.heard = set(found.left)
                 if found.delivery is not None:
                     return found.delivery
                 left = deadline - time.monotonic()
                 if left <= 0 and not found.unbelieved:
                     return None
+                is_sure = False
                 if bell is None and bells is not None:
                     bell = bells.hang(found.queues)
                     if bell is not None:
@@ -325,7 +333,7 @@ class SQLiteBackend(QueueBackend):
                 pause = min(
                     left if left > 0 else found.unbelieved, found.pause, self._longest_pause
                 )
-                _pause(
+                is_sure = _pause(
                     bell,
                     pause,
                     lambda: called_off() or self._last_written() != written,  # noqa: B023
@@ -344,7 +352,36 @@ class SQLiteBackend(QueueBackend):
             return None
         return log.st_mtime_ns, log.st_size
 
-    def _look(self, queues: Sequence[str], done: Delivery | None) -> _Found:
+    def _peek(self, queues: Sequence[str]) -> _Found | None:
+        """Look without the writers' lock; None if there is something to do that needs it."""
+        if self._owed:
+            return None
+
+        def work(db: sqlite3.Connection) -> _Found | None:
+            now, wall = self._clocks.now(), self._clocks.wall()
+            self._watch.look(now)
+            pauses, numbers = [math.inf], []
+            for name in queues:
+                queue, due, expires, is_ready = tables.clock_of(db, name)
+                numbers.append(queue)
+                pauses.append(math.inf if due is None else due - wall)
+                pauses.append(math.inf if expires is None else expires - now)
+                if is_ready or min(pauses) <= 0:
+                    return None
+            return _Found(None, min(pauses), queues=tuple(numbers))
+
+        connections = self._current()
+        found = connections.read(work)
+        if connections.closed:
+            raise BrokerUnavailable(f"{self._path} was closed")
+        return found
+
+    def _look(self, queues: Sequence[str], done: Delivery | None, *, waited: bool) -> _Found:
+        """Take what there is, with the writers' lock.
+
+        Args:
+            waited: whether the others who wait for the queues are to be told of what is left.
+        """
         token = next(self._tokens)
         owed = tuple(self._owed)
 
@@ -353,10 +390,10 @@ class SQLiteBackend(QueueBackend):
                 lease = (self._holder, lost)
                 tables.give_back(db, "holder = ? AND token = ?", lease, counts=False)
             if done is None or done.settled:
-                return self._take(db, queues, token)
+                return self._take(db, queues, token, waited)
             self._finish(db, done)
             try:
-                return self._take(db, queues, token)
+                return self._take(db, queues, token, waited)
             except TopologyError as error:
                 return _Found(None, error=error)  # the acknowledgement holds all the same
 
@@ -376,12 +413,14 @@ class SQLiteBackend(QueueBackend):
             raise BrokerUnavailable(f"{self._path} was closed")
         return found
 
-    def _take(self, db: sqlite3.Connection, queues: Sequence[str], token: int) -> _Found:
+    def _take(
+        self, db: sqlite3.Connection, queues: Sequence[str], token: int, waited: bool
+    ) -> _Found:
         now, wall = self._clocks.now(), self._clocks.wall()
         awake = self._watch.look(now)
         pauses, doubts, numbers = [math.inf], [], []
         for name in queues:
-            queue, due, expires = tables.clock_of(db, name)
+            queue, due, expires, _ = tables.clock_of(db, name)
             numbers.append(queue)
             if due is not None and due <= wall:
                 due = tables.promote(db, queue, wall)
@@ -395,7 +434,8 @@ class SQLiteBackend(QueueBackend):
                 pauses.append(expires - now)
             row = db.execute(_NEXT, (queue,)).fetchone()
             if row is not None:
-                return _Found(self._lease(db, name, queue, row, now, token))
+                delivery = self._lease(db, name, queue, row, now, token)
+                return _Found(delivery, left=tables.with_jobs(db, queues) if waited else ())
         return _Found(None, min(pauses + doubts), min(doubts, default=0.0), tuple(numbers))
 
     def _lease(
@@ -616,7 +656,7 @@ class SQLiteBackend(QueueBackend):
                 if found or left <= 0:
                     return found
                 if bell is None and bells is not None:
-                    bell = bells.hang([log])
+                    bell = bells.follow(log)
                     if bell is not None:
                         continue  # what came before it hung rang no bell
                 _pause(bell, min(left, _LOOK))
@@ -743,19 +783,20 @@ def _never() -> bool:
     return False
 
 
-def _pause(bell: Bell | None, seconds: float, is_over: Callable[[], bool] = _never) -> None:
-    """Wait until it rings, or, without one, a little.
+def _pause(bell: Bell | None, seconds: float, is_over: Callable[[], bool] = _never) -> bool:
+    """Wait until it rings, or, without one, a little; whether it has rung.
 
     Args:
         is_over: asked at each glance, whether to wait no more.
     """
     if bell is None:
         time.sleep(max(0, min(seconds, _LOOK_UNHEARD)))
-        return
+        return False
     until = time.monotonic() + seconds
     while not bell.wait(min(until - time.monotonic(), _GLANCE)):
         if is_over() or time.monotonic() >= until:
-            return
+            return False
+    return True
 
 
 def _pages(letters: Sequence[T]) -> Iterator[list[T]]:

@@ -1,10 +1,20 @@
 """Doorbells: how a waiting client learns at once that there may be something to take.
 
-Each waiting thread hangs a bell into a directory beside the file, a named pipe called after the
-queues that it waits for, by their numbers, or after a log of the journal; whoever has committed
-something for one of them writes a byte into it.
-A pipe, because a path to it may be long, and because one whose reader was killed says so. A bell
-that is not heard is no harm: a waiting client looks every second whether the file was written to.
+For each queue that somebody has waited for, a named pipe hangs in a directory beside the file,
+called after the queue's number. Whoever has committed something for the queue writes a byte into
+it. All who wait for the queue have that one pipe open, and the kernel wakes one of them, though
+none who is frozen. That one reads all that is in the pipe and looks into the file; what it leaves
+there it rings for in its turn. So a job wakes one, whoever else waits, and a batch as many as take
+of it, one after the other.
+
+Who follows a log of the journal hangs up a pipe of his own: all of them are to hear.
+
+A pipe, because a path to it may be long, and because it holds nothing once nobody hears. A bell
+that is not heard, or whose hearer dies before he looks, is no harm: every second a waiting client
+looks whether the file was written to.
+
+Older versions hang up a pipe of each waiting client's own, which is rung in the same way. They ring
+every pipe that has a queue's number in its name, and remove any that nobody hears.
 """
 
 from __future__ import annotations
@@ -14,69 +24,127 @@ import os
 import secrets
 import select
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from synmanager.backends.sqlite.file import LOCK
+from synmanager.interrupts import is_from_handler
 
 __all__ = ["Bell", "Bells"]
 
-#: A name longer than this is cut to one that rings for every queue.
-_LONGEST_NAME = 200
+#: How the name of a queue's pipe begins, which stays when nobody hears it.
+_SHARED = "queue-"
 
 #: Nanoseconds after which no change of a directory bears the time of an earlier one.
 _TICK = 100_000_000
 
+#: How often a pipe is made that others remove.
+_TRIES = 3
+
 
 class Bell:
-    """One waiting thread's pipe. Both ends are ours: without a writer it would report its end."""
+    """What one waiting thread hears by: the pipes of its queues, and one of its own.
 
-    def __init__(self, directory: Path, queues: Collection[int | str], mode: int) -> None:
-        name = "-".join(("", *sorted(map(str, queues)), ""))
-        if len(name) > _LONGEST_NAME:
-            name = ""
-        unique = secrets.token_hex(8)
-        self._path = directory / f"{unique}{name}"
-        # Under a hidden name until it is heard, lest it is taken for a dead one.
-        hidden = directory / f".{unique}"
+    Attributes:
+        heard: the queues that it was rung for and has not looked into yet. Others who wait for
+            them sleep on.
+    """
+
+    def __init__(self) -> None:
+        self.heard: set[int] = set()
+        self._path: str | None = None
+        self._shared: dict[int, int] = {}  # queues by their pipes
+        # Both ends are ours: without a writer a pipe would report its end.
         self._ends: list[int] = []
-        try:
-            os.mkfifo(hidden)
-            os.chmod(hidden, mode)
-            self._ends.append(os.open(hidden, os.O_RDONLY | os.O_NONBLOCK))
-            self._ends.append(os.open(hidden, os.O_WRONLY | os.O_NONBLOCK))
-            os.rename(hidden, self._path)
-        except BaseException:
-            self._path = hidden
-            self.close()
-            raise
+        self._epoll = select.epoll() if hasattr(select, "epoll") else None
+
+    def hear(self, directory: str, queues: Collection[int], mode: int) -> None:
+        """Hear what rings for these queues."""
+        self._ends.extend(os.pipe())
+        for end in self._ends:
+            os.set_blocking(end, False)
+        for queue in queues:
+            self._shared[_open_shared(directory, queue, mode)] = queue
+        if self._epoll is not None:
+            self._epoll.register(self._ends[0], select.EPOLLIN)
+            for end in self._shared:
+                self._epoll.register(end, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def hear_alone(self, directory: str, log: str, mode: int) -> None:
+        """Hear what rings for a log, as all others do who follow it."""
+        unique = secrets.token_hex(8)
+        # Under a hidden name until it is heard, lest it is taken for a dead one.
+        self._path = os.path.join(directory, f".{unique}")
+        os.mkfifo(self._path)
+        os.chmod(self._path, mode)
+        for flag in (os.O_RDONLY, os.O_WRONLY):
+            self._ends.append(os.open(self._path, flag | os.O_NONBLOCK))
+        if self._epoll is not None:
+            self._epoll.register(self._ends[0], select.EPOLLIN)
+        shown = os.path.join(directory, f"{unique}-{log}-")
+        os.rename(self._path, shown)
+        self._path = shown
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it rings or the time is over; whether it has rung."""
-        poll = select.poll()
-        poll.register(self._ends[0], select.POLLIN)
-        if not poll.poll(max(0, seconds) * 1000):
-            return False
-        with suppress(BlockingIOError):
-            while len(os.read(self._ends[0], 4096)) == 4096:
-                pass
+        """Wait until it rings or the time is over; whether it has rung, and nobody else answers."""
+        until = time.monotonic() + seconds
+        left = max(0.0, seconds)
+        while not [end for end in self._ready(left) if self._answer(end)]:
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+        return True
+
+    def _ready(self, seconds: float) -> list[int]:
+        try:
+            if self._epoll is not None:
+                found = self._epoll.poll(seconds)
+            else:  # then all are woken, of whom one finds something to read
+                poll = select.poll()
+                for end in (self._ends[0], *self._shared):
+                    poll.register(end, select.POLLIN)
+                found = poll.poll(seconds * 1000)
+        except BaseException:  # a signal handler's; perhaps it was just being woken
+            self.heard.update(self._shared.values())
+            raise
+        return [end for end, _ in found]
+
+    def _answer(self, end: int) -> bool:
+        """Read all that is in a pipe; whether there was something."""
+        queue = self._shared.get(end)
+        if queue is not None:
+            self.heard.add(queue)  # before it is so: a signal may come at any time
+        rung = False
+        try:
+            while len(os.read(end, 4096)) == 4096:
+                rung = True
+        except BlockingIOError:
+            if not rung and queue is not None:
+                self.heard.discard(queue)
+            return rung
         return True
 
     def ring(self) -> None:
+        """Wake up this one alone."""
         with suppress(OSError, IndexError):
             os.write(self._ends[1], b"!")
 
     def close(self) -> None:
         """Take it down. Idempotent."""
-        with suppress(OSError):
-            os.unlink(self._path)
+        if self._path is not None:
+            with suppress(OSError):
+                os.unlink(self._path)
         self.forget()
 
     def forget(self) -> None:
         """Close our ends and leave the name: it is another process's."""
+        if self._epoll is not None:
+            self._epoll.close()
         while self._ends:
             os.close(self._ends.pop())
+        while self._shared:
+            os.close(self._shared.popitem()[0])
 
 
 class Bells:
@@ -88,34 +156,66 @@ class Bells:
     """
 
     def __init__(self, directory: Path, mode: int) -> None:
-        self._directory = directory
         self._name = str(directory)
         self._mode = mode
         self._ours: set[Bell] = set()
         self._seen: tuple[int, list[str]] = (0, [])  # when the directory changed, what it held
 
-    def hang(self, queues: Collection[int | str]) -> Bell | None:
-        """Hang one up for these queues; None where that cannot be: then there is only looking."""
+    def hang(self, queues: Collection[int]) -> Bell | None:
+        """Wait for these queues; None where that cannot be: then there is only looking."""
+        return self._hang(lambda bell: bell.hear(self._name, queues, self._mode))
+
+    def follow(self, log: str) -> Bell | None:
+        """Wait for a log, as :meth:`hang` for queues."""
+        return self._hang(lambda bell: bell.hear_alone(self._name, log, self._mode))
+
+    def _hang(self, hear: Callable[[Bell], None]) -> Bell | None:
+        bell = None
         try:
-            bell = Bell(self._directory, queues, self._mode)
-        except OSError:
+            bell = Bell()
+            hear(bell)
+        except BaseException as error:
+            if bell is not None:
+                bell.close()
+            if not isinstance(error, OSError) or is_from_handler(error):
+                raise
             return None
         self._ours.add(bell)
         return bell
 
     def take_down(self, bell: Bell) -> None:
+        """End a wait; another one is woken for what it has heard and not answered."""
         self._ours.discard(bell)
         bell.close()
+        if bell.heard:
+            self.ring(bell.heard)
 
     def ring(self, queues: Iterable[int | str]) -> None:
-        """Ring for everybody who waits for one of these queues; take down what hears no more."""
+        """Ring for these queues, or logs; take down what hears no more."""
         with suppress(OSError):
             names = self._names()
             if names:
                 wanted = [f"-{queue}-" for queue in queues]
                 for name in names:
                     if "-" not in name or any(w in name for w in wanted):
-                        _ring(os.path.join(self._directory, name))
+                        self._ring(name)
+
+    def _ring(self, name: str) -> None:
+        path = os.path.join(self._name, name)
+        try:
+            end = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            # Nobody hears it. A pipe of one client will not be heard again.
+            if error.errno == errno.ENXIO and not name.startswith(_SHARED):
+                with suppress(OSError):
+                    os.unlink(path)
+            return
+        try:
+            os.write(end, b"!")
+        except OSError:
+            pass  # it is full: it has been rung often enough
+        finally:
+            os.close(end)
 
     def _names(self) -> list[str]:
         """The bells that hang, listed again only where the directory was changed since."""
@@ -135,11 +235,14 @@ class Bells:
             bell.ring()
 
     def sweep(self) -> None:
-        """Take down what the killed left behind before it was heard."""
+        """Take down what the killed left behind, and open to others what the file is open to."""
         with suppress(OSError):
-            for name in os.listdir(self._directory):
+            for name in os.listdir(self._name):
                 if name[0] == "." and name != LOCK:
-                    _ring(os.path.join(self._directory, name))
+                    self._ring(name)
+                elif name.startswith(_SHARED):
+                    with suppress(OSError):
+                        _open_up(os.path.join(self._name, name), self._mode)
 
     def forget(self) -> None:
         """In the child after a fork: the bells are the parent's."""
@@ -147,17 +250,24 @@ class Bells:
             self._ours.pop().forget()
 
 
-def _ring(path: str) -> None:
-    try:
-        end = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # nobody reads it, and nobody will
-            with suppress(OSError):
-                os.unlink(path)
-        return
-    try:
-        os.write(end, b"!")
-    except OSError:
-        pass  # it is full: it has been rung often enough
-    finally:
-        os.close(end)
+def _open_shared(directory: str, queue: int, mode: int) -> int:
+    """Open the pipe of a queue, to be heard and, lest it reports its end, written to."""
+    path = os.path.join(directory, f"{_SHARED}{queue}-")
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        # Nobody may find one that he may not open, or replace one that another one hears.
+        hidden = os.path.join(directory, f".{secrets.token_hex(8)}")
+        os.mkfifo(hidden)
+        try:
+            os.chmod(hidden, mode)
+            with suppress(FileExistsError):
+                os.link(hidden, path)
+        finally:
+            os.unlink(hidden)
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+
+def _open_up(path: str, mode: int) -> None:
+    if os.stat(path).st_mode & 0o777 != mode:
+        os.chmod(path, mode)

@@ -28,6 +28,7 @@ __all__ = [
     "redrive",
     "routes",
     "undeclare",
+    "with_jobs",
 ]
 
 #: The most that one transaction takes over, promotes or removes: nobody else writes meanwhile.
@@ -45,6 +46,14 @@ SELECT q.queue
     ON b.exchange = e.name AND b.key = CASE e.type WHEN 'fanout' THEN '' ELSE ? END
   JOIN queues AS q ON q.queue = b.queue
  WHERE e.name = ?
+"""
+
+_CLOCK = """
+SELECT queue,
+       (SELECT min(due) FROM delayed WHERE delayed.queue = queues.queue),
+       (SELECT min(expires) FROM leased WHERE leased.queue = queues.queue),
+       EXISTS (SELECT 1 FROM ready WHERE ready.queue = queues.queue)
+  FROM queues WHERE name = ?
 """
 
 
@@ -126,9 +135,13 @@ def number_of(db: sqlite3.Connection, queue: str) -> int:
     """
     row = db.execute("SELECT queue FROM queues WHERE name = ?", (queue,)).fetchone()
     if row is None:
-        raise TopologyError(f"there is no queue {queue!r}; declare it first")
+        raise _no_queue(queue)
     number: int = row[0]
     return number
+
+
+def _no_queue(queue: str) -> TopologyError:
+    return TopologyError(f"there is no queue {queue!r}; declare it first")
 
 
 def routes(db: sqlite3.Connection, exchange: str, routing_key: str) -> list[int]:
@@ -197,19 +210,25 @@ def _last_number(db: sqlite3.Connection) -> int:
 # What time does
 
 
-def clock_of(db: sqlite3.Connection, queue: str) -> tuple[int, float | None, float | None]:
+def clock_of(db: sqlite3.Connection, queue: str) -> tuple[int, float | None, float | None, bool]:
     """A queue's number, when its next delayed job is due, and when its next lease runs out.
+
+    And whether there is something to take before that.
 
     Raises:
         TopologyError: there is no such queue.
     """
-    number = number_of(db, queue)
-    due, expires = db.execute(
-        "SELECT (SELECT min(due) FROM delayed WHERE queue = :queue), "
-        "(SELECT min(expires) FROM leased WHERE queue = :queue)",
-        {"queue": number},
-    ).fetchone()
-    return number, due, expires
+    row: tuple[int, float | None, float | None, bool] | None
+    row = db.execute(_CLOCK, (queue,)).fetchone()
+    if row is None:
+        raise _no_queue(queue)
+    return row
+
+
+def with_jobs(db: sqlite3.Connection, queues: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of those queues in which there is something to take at once."""
+    clocks = (clock_of(db, queue) for queue in queues)
+    return tuple(number for number, _, _, is_ready in clocks if is_ready)
 
 
 def promote(db: sqlite3.Connection, queue: int, now: float) -> float | None:
