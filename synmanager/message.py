@@ -32,6 +32,7 @@ __all__ = [
     "decode",
     "dump",
     "encode",
+    "header_text",
     "header_texts",
     "new_id",
     "new_ids",
@@ -188,8 +189,13 @@ def header_texts(messages: Iterable[Message]) -> Iterator[str]:
     for one in messages:
         if one.headers is not before:
             before = one.headers
-            text = json.dumps(dict(before)) if before else ""
+            text = header_text(before)
         yield text
+
+
+def header_text(headers: Mapping[str, str]) -> str:
+    """Headers as a JSON object, "" for none."""
+    return json.dumps(dict(headers)) if headers else ""
 
 
 def dump(job: Mapping[str, Any], max_bytes: int = DEFAULT_MAX_BYTES) -> str:
@@ -240,7 +246,7 @@ def decode(body: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, Any]:
 
 
 def _write(job: Mapping[str, Any], max_bytes: int, name: str, *, strict: bool) -> str:
-    if not isinstance(job, dict | Mapping):  # a dict is told at once, other mappings are not
+    if not isinstance(job, dict) and not isinstance(job, Mapping):  # a dict is told at once
         kind = shown(type(job).__name__)
         raise InvalidJob(f"a {name} is a mapping of names to values, not {kind}")
     plain: dict[str, Any] = {}
@@ -251,7 +257,8 @@ def _write(job: Mapping[str, Any], max_bytes: int, name: str, *, strict: bool) -
         except _Foreign:
             writer = Writer(plain, max_bytes, strict=strict)
             text = json.JSONEncoder(default=writer, sort_keys=True).encode(plain)
-        if "\\ud" in text:  # an escaped surrogate: half of a pair, or alone
+        # One character is looked for much faster, and few jobs have anything escaped.
+        if "\\" in text and "\\ud" in text:  # an escaped surrogate: half of a pair, or alone
             writer = Writer(plain, max_bytes, strict=strict)
             json.JSONEncoder(default=writer, ensure_ascii=False).encode(plain).encode()
         if '"NaN":' in text:  # of keys that can be sorted, only NaN may differ and read the same
@@ -265,7 +272,8 @@ def _write(job: Mapping[str, Any], max_bytes: int, name: str, *, strict: bool) -
             f"the {name} is {len(text):,} bytes of JSON, over the limit of {max_bytes:,}; "
             "store the data elsewhere and send its address"
         )
-    if _depth(text) > MAX_DEPTH:
+    # Counting brackets is a lower cost than following them, and nearly always settles it.
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise InvalidJob(f"the {name} is nested more than {MAX_DEPTH} deep")
     return text
 
@@ -312,9 +320,6 @@ def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _depth(text: str) -> int:
-    # Counting brackets is a lower cost than following them, and nearly always settles it.
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return 0
     depth = deepest = 0
     for mark in re.findall(r"[\[{\]}]", _STRINGS.sub("", text)):
         depth += 1 if mark in "[{" else -1

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
-from synmanager.message import Message, Rank, header_texts
+from synmanager.message import Message, Rank, header_text, header_texts
 
 __all__ = ["COLUMNS", "read", "write", "write_all"]
 
@@ -20,23 +20,25 @@ _RANKS = {int(rank): rank for rank in Rank}
 
 def write(message: Message) -> tuple[Any, ...]:
     """The columns of a message."""
-    (row,) = write_all((message,))
-    return row
+    return _columns(message, header_text(message.headers) if message.headers else "")
 
 
 def write_all(messages: Sequence[Message]) -> Iterator[tuple[Any, ...]]:
     """The columns of each message."""
-    for message, headers in zip(messages, header_texts(messages), strict=True):
-        body = message.body
-        yield (
-            message.id,
-            int(message.rank),
-            message.submitted_at,
-            message.schema,
-            headers,
-            crc32(body),
-            body,
-        )
+    return map(_columns, messages, header_texts(messages))
+
+
+def _columns(message: Message, headers: str) -> tuple[Any, ...]:
+    body = message.body
+    return (
+        message.id,
+        int(message.rank),
+        message.submitted_at,
+        message.schema,
+        headers,
+        crc32(body),
+        body,
+    )
 
 
 def read(row: Sequence[Any]) -> tuple[Message, str | None]:

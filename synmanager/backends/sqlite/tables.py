@@ -166,7 +166,7 @@ def insert(
 ) -> int:
     """Put messages into queues, at once or when they are due; how many any of them took."""
     if len(messages) == 1 and due is None:  # the many cost one alone twice as much
-        return max(_insert_one(db, queue, messages[0]) for queue in queues)
+        return _insert_one(db, queues, messages[0])
     last = _last_number(db)
     taken = 0
     for queue in queues:
@@ -187,12 +187,16 @@ def insert(
     return taken
 
 
-def _insert_one(db: sqlite3.Connection, queue: int, message: Message) -> int:
-    inserted = db.execute(_INSERT, (queue, *rows.write(message)))
-    if inserted.rowcount:
-        place = (queue, int(message.rank), inserted.lastrowid)
-        db.execute("INSERT INTO ready VALUES (?, ?, ?, 0)", place)
-    return inserted.rowcount
+def _insert_one(db: sqlite3.Connection, queues: Sequence[int], message: Message) -> int:
+    row = rows.write(message)
+    taken = 0
+    for queue in queues:
+        inserted = db.execute(_INSERT, (queue, *row))
+        if inserted.rowcount:
+            place = (queue, int(message.rank), inserted.lastrowid)
+            db.execute("INSERT INTO ready VALUES (?, ?, ?, 0)", place)
+            taken = 1
+    return taken
 
 
 def make_ready(db: sqlite3.Connection, number: int, deliveries: int) -> None:
