@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -830,11 +830,12 @@ def _not_published(
     return error
 
 
-def _chunks(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+def _chunks(messages: Sequence[Message]) -> Iterable[Sequence[Message]]:
     """Cut a batch into what one transaction takes."""
-    if len(messages) == 1:
-        yield messages
-        return
+    return (messages,) if len(messages) == 1 else _cut(messages)
+
+
+def _cut(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     start = size = 0
     for number, message in enumerate(messages):
         full = number - start >= _CHUNK_MESSAGES or size + len(message.body) > _CHUNK_BYTES

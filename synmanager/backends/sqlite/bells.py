@@ -192,13 +192,15 @@ class Bells:
 
     def ring(self, queues: Iterable[int | str]) -> None:
         """Ring for these queues, or logs; take down what hears no more."""
-        with suppress(OSError):
+        try:
             names = self._names()
             if names:
                 wanted = [f"-{queue}-" for queue in queues]
                 for name in names:
                     if "-" not in name or any(w in name for w in wanted):
                         self._ring(name)
+        except OSError:
+            return
 
     def _ring(self, name: str) -> None:
         path = os.path.join(self._name, name)

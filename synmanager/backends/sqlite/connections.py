@@ -192,14 +192,13 @@ class Connections:
             CommitInDoubt: perhaps everything is done; after any other error nothing is.
             SynmanagerError: as above.
         """
-        return self._write(work, self._timeout)
+        return self._write(work, time.monotonic() + self._timeout)
 
     def _write(
-        self, work: Callable[[sqlite3.Connection], T], patience: float, *, last: bool = False
+        self, work: Callable[[sqlite3.Connection], T], deadline: float, *, last: bool = False
     ) -> T:
-        deadline = time.monotonic() + patience
         me = (threading.get_ident(), self._name)
-        if _is_interrupted(me):
+        if me in _writing and _is_interrupted(me):
             raise Unsupported(
                 "a signal handler or a finaliser called the SQLite backend while its own thread "
                 "was in the middle of a transaction; let it set a flag instead"
@@ -235,7 +234,7 @@ class Connections:
         self.closed = True
         result = None
         with suppress(SynmanagerError):
-            result = self._write(farewell, patience, last=True)
+            result = self._write(farewell, time.monotonic() + patience, last=True)
         self.drop()
         return result
 
@@ -280,16 +279,17 @@ class Connections:
         *,
         last: bool = False,
     ) -> None:
-        def lock() -> bool:
-            if me is not None:
-                _writing[me] = connection.ref  # before it is: a signal may come at any time
-            if connection.try_lock():
-                return True
-            if me is not None:
-                _writing.pop(me, None)
-            return False
+        if not self._try_lock(connection, me):  # seldom
+            self._try(partial(self._try_lock, connection, me), deadline, last=last)
 
-        self._try(lock, deadline, last=last)
+    def _try_lock(self, connection: _Connection, me: tuple[int, str] | None) -> bool:
+        if me is not None:
+            _writing[me] = connection.ref  # before it is: a signal may come at any time
+        if connection.try_lock():
+            return True
+        if me is not None:
+            _writing.pop(me, None)
+        return False
 
     def _connect(self, connection: _Connection, deadline: float, *, last: bool = False) -> None:
         self._unless_busy(partial(connection.connect, self._path), deadline, last=last)
