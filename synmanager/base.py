@@ -535,12 +535,11 @@ class ProducerOperator(BaseOperator):
         self, messages: list[Message], key: str, delay: float, repeats: bool = False
     ) -> None:
         """Tell observers of what was queued; of jobs, and not of results for the archive."""
-        phase = self.phase
-        if self._recorder is None or phase in (None, COMPLETED) or key != phase.routing_key:
+        phase, recorder = self.phase, self._recorder
+        if recorder is None or phase is None or key != phase.routing_key or phase == COMPLETED:
             return
-        first = messages[0] if messages else None
         for ids in chunks([message.id for message in messages]):
-            assert first is not None
+            first = messages[0]
             data = {
                 "phase": phase.queue,
                 "ids": ids,
@@ -785,6 +784,8 @@ def _valid_ids(job_ids: Iterable[str], count: int) -> list[str]:
 
 
 def _valid_name(setting: str, name: object, most: int = _LONGEST_NAME, *, least: int = 1) -> str:
+    if isinstance(name, str) and name.isascii() and least <= len(name) <= most:
+        return name  # told at once, as every publish asks
     if not isinstance(name, str) or not least <= _bytes(name) <= most:
         raise ConfigurationError(
             f"{setting} must be a string of {least} to {most} bytes in UTF-8, not {quoted(name)}"
