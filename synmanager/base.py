@@ -35,6 +35,7 @@ from synmanager.journal.actions import acted
 from synmanager.journal.events import SWEEP, Event, chunks
 from synmanager.journal.recorder import FAREWELL, Recorder
 from synmanager.message import (
+    RANK_NAMES,
     TIME_LIMIT,
     Message,
     Priority,
@@ -543,7 +544,7 @@ class ProducerOperator(BaseOperator):
             data = {
                 "phase": phase.queue,
                 "ids": ids,
-                "rank": first.rank.name.lower(),
+                "rank": RANK_NAMES[first.rank],
                 "submitted_at": first.submitted_at,
                 "delay": delay,
             }
@@ -551,7 +552,7 @@ class ProducerOperator(BaseOperator):
                 data["repeats"] = True
             if SWEEP in first.headers:
                 data["sweep"] = first.headers[SWEEP]
-            self._say("job.submitted", phase.queue, data)
+            recorder.put(Event("job.submitted", recorder.mine(), time.time(), phase.queue, data))
 
     def _tell_of_repeats(self, repeats: int, messages: list[Message]) -> None:
         self.repeats += repeats

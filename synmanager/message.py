@@ -24,6 +24,7 @@ from synmanager.values import Refused, Writer, keys_fit, place
 __all__ = [
     "DEFAULT_MAX_BYTES",
     "MAX_DEPTH",
+    "RANK_NAMES",
     "SCHEMA",
     "TIME_LIMIT",
     "Message",
@@ -113,6 +114,9 @@ class Rank(IntEnum):
             known = ", ".join(repr(rank.name.lower()) for rank in reversed(cls))
             raise InvalidJob(f"priority must be one of {known}, not {quoted(value)}") from None
 
+
+#: The name of each rank, at its number: an enumeration takes three calls to tell it.
+RANK_NAMES = tuple(rank.name.lower() for rank in Rank)
 
 #: What ``priority=`` takes.
 Priority: TypeAlias = Rank | Literal["high", "normal", "low"]

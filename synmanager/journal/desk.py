@@ -27,7 +27,7 @@ from synmanager.journal.events import (
 )
 from synmanager.journal.marks import PATIENCE, Looker, saved_mark
 from synmanager.journal.recorder import FAREWELL, Recorder
-from synmanager.message import decode, encode
+from synmanager.message import RANK_NAMES, decode, encode
 from synmanager.redact import hidden, hidden_figures
 from synmanager.settings import Settings
 from synmanager.text import last_lines, quoted
@@ -353,7 +353,7 @@ class Report:
             "id": message.id,
             "phase": self._delivery.queue,
             "submitted_at": message.submitted_at,
-            "rank": message.rank.name.lower(),
+            "rank": RANK_NAMES[message.rank],
             "attempt": self.attempt,
         }
         if self.sweep is not None:

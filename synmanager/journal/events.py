@@ -301,10 +301,11 @@ def micro(seconds: float | None) -> int:
     return round((seconds or 0.0) * 1_000_000)
 
 
-def chunks(ids: Sequence[str]) -> Iterator[list[str]]:
+def chunks(ids: list[str]) -> Sequence[list[str]]:
     """Ids in portions that fit into an event."""
-    for begin in range(0, len(ids), _IDS):
-        yield list(ids[begin : begin + _IDS])
+    if 0 < len(ids) <= _IDS:  # told at once, as it is for every job that is submitted
+        return (ids,)
+    return [ids[begin : begin + _IDS] for begin in range(0, len(ids), _IDS)]
 
 
 def plain(figures: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -120,7 +120,8 @@ class Recorder:
 
     def put(self, event: Event) -> None:
         """Have an event written soon."""
-        self.mine()
+        if self._generation != forks.generation():
+            self._start_over()
         waiting = len(self._events)
         if waiting >= _MOST:
             if event.is_progress:

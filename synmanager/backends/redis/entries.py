@@ -15,12 +15,11 @@ from collections.abc import Iterable, Sequence
 
 from synmanager.backends.base import DeadLetter, Delayed, Entry
 from synmanager.errors import InvalidJob
-from synmanager.message import Message, Rank, header_texts
+from synmanager.message import RANK_NAMES, Message, Rank, header_texts
 
 __all__ = ["Parsed", "dead_letter", "delayed", "log_entry", "parse", "write", "write_letter"]
 
-_RANK_NAMES = {rank: rank.name.lower() for rank in Rank}
-_RANKS = {name.encode(): rank for rank, name in _RANK_NAMES.items()}
+_RANKS = {name.encode(): Rank(number) for number, name in enumerate(RANK_NAMES)}
 
 #: The fields that a dead letter begins with.
 _OWN = (b"rank", b"id", b"reason", b"attempts", b"died_at", b"traceback")
@@ -49,7 +48,7 @@ def write(messages: Sequence[Message]) -> list[str | bytes]:
             ) from None
         arguments += (
             message_id,
-            _RANK_NAMES[message.rank],
+            RANK_NAMES[message.rank],
             "" if at is None else repr(at),
             str(message.schema),
             headers,
