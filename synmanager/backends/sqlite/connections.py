@@ -185,18 +185,24 @@ class Connections:
         self._give_back(connection)
         return result
 
-    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def write(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        patience: float | None = None,
+        last: bool = False,
+    ) -> T:
         """Do some work in a transaction that is on the disk when this returns.
+
+        Args:
+            patience: seconds to wait for a lock; by default as long as any call.
+            last: it may come after :meth:`close` has begun.
 
         Raises:
             CommitInDoubt: perhaps everything is done; after any other error nothing is.
             SynmanagerError: as above.
         """
-        return self._write(work, time.monotonic() + self._timeout)
-
-    def _write(
-        self, work: Callable[[sqlite3.Connection], T], deadline: float, *, last: bool = False
-    ) -> T:
+        deadline = time.monotonic() + (self._timeout if patience is None else patience)
         me = (threading.get_ident(), self._name)
         if me in _writing and _is_interrupted(me):
             raise Unsupported(
@@ -234,7 +240,7 @@ class Connections:
         self.closed = True
         result = None
         with suppress(SynmanagerError):
-            result = self._write(farewell, time.monotonic() + patience, last=True)
+            result = self.write(farewell, patience=patience, last=True)
         self.drop()
         return result
 
