@@ -537,7 +537,9 @@ class ProducerOperator(BaseOperator):
     ) -> None:
         """Tell observers of what was queued; of jobs, and not of results for the archive."""
         phase, recorder = self.phase, self._recorder
-        if recorder is None or phase is None or key != phase.routing_key or phase == COMPLETED:
+        if recorder is None or phase is None or key != phase.routing_key:
+            return
+        if phase.queue == COMPLETED.queue:
             return
         for ids in chunks([message.id for message in messages]):
             first = messages[0]

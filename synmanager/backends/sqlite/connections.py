@@ -222,7 +222,8 @@ class Connections:
             committing = True
             db.execute("COMMIT")
             connection.unlock()
-            self._refuse_another_file()
+            if file.identity(self._name) != self._file:
+                raise self._gone()
         except BaseException as error:
             _writing.pop(me, None)
             self._fail(error, connection, committing=committing)
@@ -257,7 +258,8 @@ class Connections:
     def _take(self, deadline: float, *, last: bool = False) -> _Connection:
         if not self.ready or (self.closed and not last):
             raise BrokerUnavailable(f"{self._path} is not open")
-        self._refuse_another_file()
+        if file.identity(self._name) != self._file:
+            raise self._gone()
         try:
             return self._idle.pop()
         except IndexError:
@@ -273,9 +275,8 @@ class Connections:
         if self.closed:  # in between
             self.forget_idle()
 
-    def _refuse_another_file(self) -> None:
-        if file.identity(self._name) != self._file:
-            raise BrokerUnavailable(f"{self._path} was deleted or replaced while in use")
+    def _gone(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"{self._path} was deleted or replaced while in use")
 
     def _lock(
         self,
@@ -348,7 +349,7 @@ class Connections:
         ):
             ours = translate(error, self._path)
             if self._file is not None and file.identity(self._name) != self._file:
-                ours = BrokerUnavailable(f"{self._path} was deleted or replaced while in use")
+                ours = self._gone()
         if connection is not None:
             if isinstance(ours, Full):
                 connection.make_room()
