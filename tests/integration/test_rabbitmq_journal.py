@@ -111,6 +111,39 @@ def test_many_looks_are_cheap(wire: Wire, counted: RabbitMQBackend, log: str) ->
     assert sum(methods.values()) <= 1200
 
 
+def test_looks_at_a_short_log_become_cheap(
+    wire: Wire, counted: RabbitMQBackend, client: RabbitMQBackend, log: str
+) -> None:
+    counted.record(log, [b"1"])
+    after = counted.replay(log)[-1].position
+
+    def look(times: int = 100) -> None:
+        for _ in range(times):
+            assert counted.replay(log, after) == []
+
+    look(600)
+    assert spent(wire, look)["basic.consume"] <= 5
+    client.record(log, [b"2"])
+    assert [entry.data for entry in counted.replay(log, after)] == [b"2"]
+    assert [entry.data for entry in client.replay(log)] == [b"1", b"2"]
+
+
+def test_a_short_log_that_cannot_be_written_to_is_looked_at_all_the_same(
+    wire: Wire, counted: RabbitMQBackend, plain: Any, log: str
+) -> None:
+    counted.record(log, [b"1"])
+    after = counted.replay(log)[-1].position
+    plain.queue_unbind(stream(log), EXCHANGE, stream(log))
+
+    def look() -> None:
+        for _ in range(50):
+            assert counted.replay(log, after) == []
+
+    assert spent(wire, look)["basic.publish"] == 1
+    counted.record(log, [b"2"])
+    assert [entry.data for entry in counted.replay(log, after)] == [b"2"]
+
+
 def test_a_stream_that_was_deleted_begins_anew(
     client: RabbitMQBackend, plain: Any, log: str
 ) -> None:

@@ -14,7 +14,7 @@ from synmanager.backends.rabbitmq.frames import Content
 from synmanager.backends.rabbitmq.lane import Unaccepted, Unconfirmed
 from synmanager.backends.rabbitmq.link import Link
 from synmanager.backends.rabbitmq.tape import Tape
-from synmanager.errors import BrokerUnavailable, PublishRefused
+from synmanager.errors import BrokerUnavailable, PublishRefused, SynmanagerError
 
 __all__ = ["EXCHANGE", "Journal", "stream"]
 
@@ -48,6 +48,7 @@ class Journal:
         self._is_watched = False
         self._met: dict[str, bool] = {}  # whether there was a stream
         self._written: set[str] = set()  # something is in them
+        self._only_read: set[str] = set()  # nothing can be written into them
 
     def is_met(self, log: str) -> bool | None:
         """Whether a log's stream is known to be made; None if there is none."""
@@ -68,14 +69,21 @@ class Journal:
         self._met[log] = is_there
 
     def append(
-        self, log: str, entries: Sequence[bytes], exchange: str = EXCHANGE
+        self,
+        log: str,
+        entries: Sequence[bytes],
+        exchange: str = EXCHANGE,
+        header: bytes | None = None,
     ) -> Sequence[bytes]:
         """Append to a log; return what could not be, because its stream is not there, or not bound.
+
+        Args:
+            header: encoded properties; by default, those of entries that are recorded now.
 
         Raises:
             PublishRefused: the broker does not take it.
         """
-        header = properties.entry()
+        header = properties.entry() if header is None else header
         contents = [Content(header, data) for data in entries]
         with self._link.lane(is_aside=True) as lane:
             try:
@@ -141,6 +149,8 @@ class Journal:
             if tape.is_full:
                 tape.look(limit)
         elif tape.can_spend or not is_waited_for:
+            if tape.is_short:
+                self._lengthen(tape.log)
             tape.look(limit)
         while not (found := tape.hand_out(limit)):
             left = deadline - time.monotonic()
@@ -150,6 +160,20 @@ class Journal:
             if left > _KEPT_FOR:
                 tape.rest()
         return found
+
+    def _lengthen(self, log: str) -> None:
+        """Write a blank into a short log, so that looks at it become cheap, whoever has them.
+
+        One at a time: others who look do the same, and all see what each has written.
+        """
+        if log in self._only_read:
+            return
+        try:
+            is_refused = bool(self.append(log, [b""], header=properties.blank()))
+        except SynmanagerError:  # it is no more than a saving
+            is_refused = True
+        if is_refused:
+            self._only_read.add(log)
 
     def _kept(self, log: str, after: str | float) -> Tape | None:
         """Take a reader that goes on from there, if there is one."""

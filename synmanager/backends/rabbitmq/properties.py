@@ -20,6 +20,7 @@ property: each costs the broker time, several together as much as the job's own 
 ``x-synmanager-traceback``      of a dead letter: the end of it, if an exception was the reason
 ``x-synmanager-died-at``        of a dead letter: microseconds since the epoch
 ``x-synmanager-recorded-at``    of an entry of the journal: microseconds since the epoch
+``x-synmanager-blank``          of an entry that says nothing, and only makes the journal longer
 ==============================  ==================================================================
 """
 
@@ -84,6 +85,7 @@ _TRACEBACK = "x-synmanager-traceback"
 _DIED_AT = "x-synmanager-died-at"
 _HEADER = "x-synmanager-header-"
 _RECORDED_AT = "x-synmanager-recorded-at"
+_BLANK = "x-synmanager-blank"
 
 #: What quorum queues count by themselves.
 _DELIVERY_COUNT = "x-delivery-count"
@@ -493,6 +495,16 @@ def entry() -> bytes:
     """The properties of what is recorded now in the journal, encoded."""
     headers = {_RECORDED_AT: _micro(time.time())}
     return b"".join(BasicProperties(headers=headers, delivery_mode=_PERSISTENT).encode())
+
+
+def blank() -> bytes:
+    """The properties of an entry that no reader hands out, encoded."""
+    return b"".join(BasicProperties(headers={_BLANK: True}, delivery_mode=_PERSISTENT).encode())
+
+
+def is_blank(properties: BasicProperties) -> bool:
+    """Whether an entry is one of those."""
+    return _BLANK in (properties.headers or {})
 
 
 def recorded_at(properties: BasicProperties) -> float:

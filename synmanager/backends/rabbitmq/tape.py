@@ -4,9 +4,10 @@ What a look must show, without waiting, is all that was confirmed before it. Rab
 new in a stream when the stream's process tells the channel's, at its leisure; but whenever a
 delivery is acknowledged, the channel's process looks into the stream by itself, and does so before
 it answers what is asked next. So some deliveries stay unacknowledged, to be spent on such looks.
-Who has none left has the last ones sent again. And where nobody knows whether there is anything to
-come, a second reader of the stream's last message shows it: with that, the channel's process has
-served every reader on the channel.
+Who has none left has the last ones sent again; in a short stream those are soon spent, so that it
+is made longer by blanks. And where nobody knows whether there is anything to come, a second reader
+of the stream's last message shows it: with that, the channel's process has served every reader on
+the channel.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Tape"]
 
-#: Entries that may be on their way to us, and among them those that are kept to be spent.
+#: Entries that may be on their way to us, and among them those that are kept to be spent; and of
+#: which so many are enough in a stream, as to have them sent again costs as much as ten looks.
 _WINDOW = 1000
 _KEPT = 64
+_ENOUGH = 32
 
 #: Seconds that a stream gets to send its last message; and one that is said to have none.
 _PATIENCE = 5.0
@@ -90,6 +93,11 @@ class Tape(Lane):
     def can_spend(self) -> bool:
         """Whether a look costs one trip."""
         return bool(self._unacked)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the next look costs ten times as much, and most to come, for want of entries."""
+        return not self._unacked and 0 <= self._last < _ENOUGH
 
     def start(self, *, is_written: bool) -> None:
         """Subscribe; all that was confirmed before is there then, up to the window.
@@ -212,8 +220,9 @@ class Tape(Lane):
         self._unacked.append(method.delivery_tag)
         if offset > self._last:
             self._last = int(offset)
-            recorded_at = meta.recorded_at(properties)
-            self._entries.append(Entry(str(self._last), recorded_at, body))
+            if not meta.is_blank(properties):
+                recorded_at = meta.recorded_at(properties)
+                self._entries.append(Entry(str(self._last), recorded_at, body))
 
     def _note_cancel(self, frame: Any) -> None:
         self._is_gone = True
