@@ -41,6 +41,8 @@ _NETWORK = re.compile(
 #: File systems in user space that lie on a disk of this machine; of the others nobody knows.
 _LOCAL = re.compile("fuse[.](encfs|fuse-overlayfs|gocryptfs|ntfs-3g)")
 
+#: The log goes back into the file four times as often as by itself, which costs a job a fortieth of
+#: its time: a disk that was full needs as much room before anything goes on.
 _PRAGMAS = """
 PRAGMA synchronous = FULL
 PRAGMA fullfsync = ON
