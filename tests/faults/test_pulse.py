@@ -17,7 +17,9 @@ from synmanager.testing.steps import make_message, make_spec, publish, take
 
 pytestmark = pytest.mark.only("rabbitmq")
 
-EVERY = 0.2  # s
+#: Seconds; and those for which a broker may stand still that is only slow.
+EVERY = 0.2
+LONG = 50.0
 
 
 def several(url: str) -> str:
@@ -32,7 +34,7 @@ def connect(
     broker: RabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., RabbitMQBackend]]:
     monkeypatch.setattr(pulse, "_EVERY", EVERY)
-    monkeypatch.setattr(pulse, "_DOUBT", EVERY)
+    monkeypatch.setattr(pulse, "_DOUBT", LONG)
     broker.make_queues_of("quorum")
     made: list[RabbitMQBackend] = []
 
@@ -56,11 +58,9 @@ def spec(connect: Callable[..., RabbitMQBackend]) -> QueueSpec:
     return spec
 
 
-def keep(
-    client: RabbitMQBackend, delivery: Delivery, is_over: Callable[[], object], seconds: float = 60
-) -> None:
+def keep(client: RabbitMQBackend, delivery: Delivery, is_over: Callable[[], object]) -> None:
     """Renew as a worker does while it runs a job."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + 60
     while not is_over():
         assert time.monotonic() < until
         client.renew(delivery)
@@ -71,13 +71,22 @@ def is_felt(client: RabbitMQBackend) -> bool:
     return client._topology.pulse._was_felt
 
 
-def test_its_workers_lose_what_they_run_and_go_to_another(
-    broker: RabbitMQ, connect: Callable[..., RabbitMQBackend], spec: QueueSpec
-) -> None:
-    client = connect()
+def running(client: RabbitMQBackend, spec: QueueSpec) -> tuple[RabbitMQBackend, Delivery]:
+    """Take the job, and feel the pulse."""
     client.declare(spec)
     delivery = take(client, spec)
     keep(client, delivery, lambda: is_felt(client))
+    return client, delivery
+
+
+def test_its_workers_lose_what_they_run_and_go_to_another(
+    broker: RabbitMQ,
+    connect: Callable[..., RabbitMQBackend],
+    spec: QueueSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client, delivery = running(connect(), spec)
+    monkeypatch.setattr(pulse, "_DOUBT", EVERY)
     with broker.holding(pulse.QUEUE), pytest.raises(LeaseLost):
         keep(client, delivery, lambda: False)
     assert not client.is_open
@@ -86,14 +95,15 @@ def test_its_workers_lose_what_they_run_and_go_to_another(
 
 
 def test_where_none_was_ever_felt_nothing_is_given_up(
-    broker: RabbitMQ, connect: Callable[..., RabbitMQBackend], spec: QueueSpec
+    broker: RabbitMQ,
+    connect: Callable[..., RabbitMQBackend],
+    spec: QueueSpec,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = connect()
-    first.declare(spec)
-    delivery = take(first, spec)
-    keep(first, delivery, lambda: is_felt(first))
+    first, delivery = running(connect(), spec)
     first.ack(delivery)
     publish(first, spec, make_message())
+    monkeypatch.setattr(pulse, "_DOUBT", EVERY)
     client = connect()
     client.declare(spec)
     with broker.holding(pulse.QUEUE):
@@ -107,10 +117,7 @@ def test_where_none_was_ever_felt_nothing_is_given_up(
 def test_a_queue_that_was_deleted_is_made_anew(
     broker: RabbitMQ, connect: Callable[..., RabbitMQBackend], spec: QueueSpec
 ) -> None:
-    client = connect()
-    client.declare(spec)
-    delivery = take(client, spec)
-    keep(client, delivery, lambda: is_felt(client))
+    client, delivery = running(connect(), spec)
     broker.delete_queue(pulse.QUEUE)
 
     def is_there() -> bool:
@@ -123,19 +130,21 @@ def test_a_queue_that_was_deleted_is_made_anew(
 
 
 def test_while_the_broker_reads_nothing_nothing_is_given_up(
-    broker: RabbitMQ, connect: Callable[..., RabbitMQBackend], spec: QueueSpec
+    broker: RabbitMQ,
+    connect: Callable[..., RabbitMQBackend],
+    spec: QueueSpec,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    client = connect()
-    client.declare(spec)
-    delivery = take(client, spec)
-    keep(client, delivery, lambda: is_felt(client))
+    client, delivery = running(connect(), spec)
     broker.raise_memory_alarm()
     try:
         link = client._link
         assert link is not None
         keep(client, delivery, lambda: link.wire.blocked)
+        monkeypatch.setattr(pulse, "_DOUBT", EVERY)
         until = time.monotonic() + 10 * EVERY
         keep(client, delivery, lambda: time.monotonic() > until)
+        monkeypatch.setattr(pulse, "_DOUBT", LONG)
     finally:
         broker.end_alarms()
     keep(client, delivery, lambda: not link.wire.blocked)
