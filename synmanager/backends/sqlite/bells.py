@@ -61,15 +61,26 @@ class Bell:
 
     def hear(self, directory: str, queues: Collection[int], mode: int) -> None:
         """Hear what rings for these queues."""
+        try:
+            for queue in queues:
+                self._shared[_open_shared(directory, queue, mode)] = queue
+        except PermissionError:  # another user's, who lets nobody else hear it
+            while self._shared:
+                os.close(self._shared.popitem()[0])
+            self.hear_alone(directory, "-".join(map(str, queues)), mode)
+            return
         self._ends.extend(os.pipe())
         for end in self._ends:
             os.set_blocking(end, False)
-        for queue in queues:
-            self._shared[_open_shared(directory, queue, mode)] = queue
         if self._epoll is not None:
             self._epoll.register(self._ends[0], select.EPOLLIN)
             for end in self._shared:
-                self._epoll.register(end, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+                try:
+                    self._epoll.register(end, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    self._epoll.register(end, select.EPOLLIN)  # a kernel that wakes all of them
 
     def hear_alone(self, directory: str, log: str, mode: int) -> None:
         """Hear what rings for a log, as all others do who follow it."""
@@ -262,12 +273,21 @@ def _open_shared(directory: str, queue: int, mode: int) -> int:
         hidden = os.path.join(directory, f".{secrets.token_hex(8)}")
         os.mkfifo(hidden)
         try:
+            _give_away(hidden, os.stat(directory))
             os.chmod(hidden, mode)
             with suppress(FileExistsError):
                 os.link(hidden, path)
         finally:
             os.unlink(hidden)
     return os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+
+def _give_away(path: str, like: os.stat_result) -> None:
+    """Let a pipe be theirs whose directory it is, as far as this user may do that."""
+    for owner in (like.st_uid, -1):
+        with suppress(OSError):
+            os.chown(path, owner, like.st_gid)
+            return
 
 
 def _open_up(path: str, mode: int) -> None:

@@ -231,8 +231,8 @@ def clock_of(db: sqlite3.Connection, queue: str) -> tuple[int, float | None, flo
 
 def with_jobs(db: sqlite3.Connection, queues: Sequence[str]) -> tuple[int, ...]:
     """The numbers of those queues in which there is something to take at once."""
-    clocks = (clock_of(db, queue) for queue in queues)
-    return tuple(number for number, _, _, is_ready in clocks if is_ready)
+    clocks = (db.execute(_CLOCK, (queue,)).fetchone() for queue in queues)
+    return tuple(clock[0] for clock in clocks if clock is not None and clock[3])
 
 
 def promote(db: sqlite3.Connection, queue: int, now: float) -> float | None:
