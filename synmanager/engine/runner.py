@@ -89,6 +89,7 @@ class _Attempt:
         counts_as: which attempt its outcome is of: an earlier one, where it had run already.
         outcome: what its run came to; None until then.
         is_lost: it is not ours to settle any more.
+        has_begun: it has had its turn here, however that went.
         hand: who settles it, under the key 0, once that is decided: an event that is set when that
             is done.
         generation: of the process that took it, see ``forks``. A fork that comes out of the
@@ -102,6 +103,7 @@ class _Attempt:
     counts_as: int
     outcome: Outcome | None = None
     is_lost: bool = False
+    has_begun: bool = True
     hand: dict[int, threading.Event] = field(default_factory=dict)
     generation: int = field(default_factory=forks.generation)
 
@@ -260,8 +262,8 @@ class Runner:
                     is_waiting = False
                     attempt = self._process(delivery, handlers[delivery.queue], acknowledge_first)
                     done = attempt if _succeeded(attempt) else None
+                    count += attempt.has_begun
                     del attempt
-                    count += 1
                     idle_since = clock.now()
             if done is not None:
                 self._acknowledge(done)
@@ -331,11 +333,12 @@ class Runner:
             if known is not None:
                 attempt.outcome, attempt.counts_as = known
                 logger.info("%s came back after it had run; settling it", attempt.name)
+            elif delivery.hold_off and not self._hold_off(delivery, job):
+                attempt.has_begun = False
+                self._put_back(delivery)
             elif self._desk.cancelled(delivery):
                 attempt.outcome = Outcome(End.KEEP, "cancelled before it ran", cancelled=True)
                 report.attempt -= 1  # which has not begun
-            elif delivery.hold_off and not self._hold_off(delivery, job):
-                self._put_back(delivery)
             else:
                 self._run(attempt, handler, acknowledge_first)
             self._conclude(attempt)
@@ -365,10 +368,11 @@ class Runner:
         clock = self._session.backend.clock
         logger.info("job %s was lost by its worker; it begins in a moment", shown(job.id))
         until = clock.now() + delivery.hold_off
-        self._keeper.keep(delivery, job)
         try:
+            self._keeper.keep(delivery, job)
             while (left := until - clock.now()) > 0:
-                if job.lease_lost or any(loop.requested for loop in self._loops):
+                is_over = any(loop.requested for loop in tuple(self._loops))
+                if job.lease_lost or is_over or not self._session.is_open:
                     return False
                 clock.sleep(min(left, _LOOK))
             return True

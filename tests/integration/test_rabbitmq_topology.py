@@ -376,6 +376,11 @@ def test_what_a_cluster_hands_out_again_is_held_off(
         attempt, left = lose(connect(), spec)
         assert attempt == 3  # so nobody has begun it
         assert 0 < left < seconds
+        worker = connect()
+        worker.nack(take(worker, spec), count=False)
+        attempt, left = lose(connect(), spec)
+        assert attempt == 3
+        assert left > 0
         monkeypatch.setattr(backend, "_HOLD_OFF", 0.01)  # and that is past
         assert lose(connect(), spec)[0] == 4
 

@@ -73,13 +73,16 @@ def test_told_to_stop_meanwhile_a_worker_gives_it_back_uncounted(grid: Grid, ben
 def test_lost_meanwhile_it_does_not_run_here(grid: Grid, bench: Bench) -> None:
     lost_once(grid)
     ran: list[Any] = []
-    join = in_thread(lambda: bench.run(ran.append, max_jobs=1))
+    counts: list[int] = []
+    join = in_thread(lambda: counts.append(bench.run(ran.append, idle_timeout=600)))
     until(lambda: bool(bench.runner._keeper._held), "it is held")
     grid.crash_holders()
     assert grid.client().receive(["train"], 0) is not None  # another worker has it now
     bench.runner._keeper._renew_all()
+    until(lambda: not bench.runner._keeper._held, "it is let go")
+    bench.runner.stop()
     join()
-    assert ran == []
+    assert (ran, counts) == ([], [0])
     assert grid.count() == {"leased": 1}
 
 

@@ -79,6 +79,9 @@ _LOOK = 1.0
 #: it loses the node of whoever runs it, who hears of that up to a second later.
 _HOLD_OFF = 2.0
 
+#: Seconds by which the clocks of two workers may differ, and it counts.
+_SKEW = 1.0
+
 #: Dead letters that are put back at a time.
 _REDRIVEN_AT_ONCE = 500
 
@@ -375,7 +378,8 @@ class RabbitMQBackend(NativeBackend):
                 with receipt.link.lane() as lane:
                     publish(lane, TOP, "", [copy], [message])
             else:
-                copy = properties.again(original, message, attempts, head=delay <= 0)
+                held_off = self._not_before(receipt.arrival)
+                copy = properties.again(original, message, attempts, held_off, head=delay <= 0)
                 with receipt.link.lane() as lane:
                     publish(lane, "", queue, [copy], [message])
             self._remove(delivery, receipt)
@@ -413,14 +417,12 @@ class RabbitMQBackend(NativeBackend):
         try:
             if "pulse" in self._warned or not self._topology.pulse.is_lost():
                 return
-        except ChannelClosedByBroker as error:
-            if error.reply_code != ACCESS_REFUSED:
-                raise
+        except (ChannelClosedByBroker, TopologyError) as error:
             self._warned.add("pulse")
             logger.warning(
                 "while a node of RabbitMQ is cut off from the others, its workers may run what "
-                "others run as well: this user may not declare what tells them (%s)",
-                error.reply_text,
+                "others run as well: this user cannot declare what tells them (%s)",
+                error,
             )
             return
         logger.warning(
@@ -846,7 +848,7 @@ class RabbitMQBackend(NativeBackend):
         message, attempts, defect = self._read(arrival)
         receipt = _Receipt(link, arrival)
         queue = self._topology.ranks.name(arrival.queue)
-        hold_off = self._hold_off(arrival)
+        hold_off = 0.0 if settled else self._hold_off(arrival)
         return Delivery(message, queue, attempts + 1, receipt, defect, settled, hold_off)
 
     def _read(self, arrival: Arrival) -> properties.Metadata:
@@ -868,11 +870,15 @@ class RabbitMQBackend(NativeBackend):
         # Of a single node, the worker's own connection is the only one that there is to lose.
         return _HOLD_OFF if self._nodes.are_several else 0.0
 
+    def _not_before(self, arrival: Arrival) -> dict[str, Any] | None:
+        """Headers of a copy that takes a message's place, by which it is held off as well."""
+        hold_off = self._hold_off(arrival)
+        return properties.not_before(time.time() + hold_off) if hold_off else None
+
     def _replace(self, link: Link, arrival: Arrival) -> None:
         """Put a copy at the head of the queue, with a count of its attempts."""
         message, attempts, _ = self._read(arrival)
-        hold_off = self._hold_off(arrival)
-        headers = properties.not_before(time.time() + hold_off) if hold_off else None
+        headers = self._not_before(arrival)
         copy = properties.again(arrival.properties, message, attempts, headers, head=True)
         with link.lane() as lane:
             publish(lane, "", arrival.queue, [copy], [message])
@@ -921,7 +927,7 @@ def _written_hold_off(arrival: Arrival) -> float:
     By the clocks of two machines: one that is far from ours would say nonsense.
     """
     left = properties.begins_at(arrival.properties) - time.time()
-    return left if 0 < left <= _HOLD_OFF else 0.0
+    return min(left, _HOLD_OFF) if 0 < left <= _HOLD_OFF + _SKEW else 0.0
 
 
 def _identify(arrival: Arrival) -> tuple[str, bytes] | None:

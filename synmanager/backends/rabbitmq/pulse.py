@@ -29,7 +29,12 @@ _EVERY = 20.0
 #: Seconds for an answer that is here already, but that nobody has read: this process stood still.
 _DOUBT = 1.0
 
-_ARGUMENTS: dict[str, Any] = {"x-queue-type": "quorum", "x-max-length": 1}
+#: Members on all nodes that there are, or it would tell of others than the majority.
+_ARGUMENTS: dict[str, Any] = {
+    "x-queue-type": "quorum",
+    "x-max-length": 1,
+    "x-quorum-initial-group-size": 99,
+}
 
 _BEAT = Content(b"".join(BasicProperties(delivery_mode=2).encode()), b"")
 
@@ -45,7 +50,7 @@ class Pulse:
         self._link = link
         self._find = find
         self._lane: Lane | None = None
-        self._due = 0.0
+        self._due = self._sent = 0.0
         self._was_felt = False
         self._is_in_doubt = False
 
@@ -67,7 +72,10 @@ class Pulse:
         if lane is not None and lane.is_confirming and not lane.is_lost:
             was_in_doubt, self._is_in_doubt = self._is_in_doubt, True
             self._due = now + (_DOUBT if not was_in_doubt else _EVERY)
-            return was_in_doubt and self._was_felt
+            wire = self._link.wire
+            # One that is frozen says nothing at all, and is given up by its heartbeats.
+            is_heard = wire.heard > self._sent + _EVERY / 4 and not wire.has_unsent
+            return was_in_doubt and self._was_felt and is_heard
         self._due = now + _EVERY
         self._is_in_doubt = False
         if lane is not None and lane.is_reusable and lane.is_accepted:
@@ -77,5 +85,6 @@ class Pulse:
                 lane.close()
             self._find(QUEUE, _ARGUMENTS)
             self._lane = lane = Lane(self._link, is_aside=True)
+        self._sent = now
         lane.begin_publish("", QUEUE, [_BEAT])
         return False

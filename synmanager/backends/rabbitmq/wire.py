@@ -77,6 +77,7 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         ended: why the connection is over; None while it is not.
         blocked: why the broker does not read what we publish at present; None if it does.
         is_silent: whether nothing has ever arrived.
+        heard: when something did, by the monotonic clock.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         self.add_on_connection_blocked_callback(self._note_blocked)
         self.add_on_connection_unblocked_callback(self._note_unblocked)
         self._silence = silence
-        self._heard = time.monotonic()
+        self.heard = time.monotonic()
         self._look_for_silence()
         self._on_stream_connected()
 
@@ -269,7 +270,7 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
             if not data:
                 self._lose(ConnectionResetError("the broker closed the connection"))
                 return
-            self._heard = time.monotonic()
+            self.heard = time.monotonic()
             self.is_silent = False
             self._guard(self._on_data_available, data)
             if len(data) < _CHUNK and not isinstance(self._sock, ssl.SSLSocket):
@@ -324,7 +325,7 @@ class Wire(pika.connection.Connection):  # type: ignore[misc]
         return identity(sock) == self._identities[sock]
 
     def _look_for_silence(self) -> None:
-        silent = time.monotonic() - self._heard
+        silent = time.monotonic() - self.heard
         if silent > self._silence:
             self._end(pika.exceptions.AMQPHeartbeatTimeout(f"not a byte for {silent:.1f} s"))
         else:
