@@ -23,7 +23,7 @@ from threads import in_thread, until
 
 import synmanager
 from synmanager.backends import Delivery, QueueSpec
-from synmanager.backends.sqlite import SQLiteBackend
+from synmanager.backends.sqlite import SQLiteBackend, bells
 from synmanager.backends.sqlite import backend as driver
 from synmanager.backends.sqlite.bells import Bell, Bells
 from synmanager.backends.sqlite.file import bells_of
@@ -438,3 +438,45 @@ def test_a_bell_that_cannot_be_opened_is_done_without(
     until(lambda: tried)
     publish(client)
     join()
+
+
+def test_who_may_not_hear_the_bell_of_another_user_has_one_of_his_own(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = jobs.open()
+
+    def refuse(*_: Any) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(bells, "_open_shared", refuse)
+    bell = hang(client, 1, 2)
+    monkeypatch.undo()
+    for queue in (1, 2):
+        bells_of_client(client).ring([queue])
+        assert bell.wait(60)
+    bells_of_client(client).ring([12])
+    assert not bell.wait(0)
+    bells_of_client(client).take_down(bell)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give something to another user")
+def test_a_bell_is_theirs_whose_file_it_is(jobs: Jobs) -> None:
+    jobs.open()
+    os.chown(bells_of(jobs.path), 1234, 5678)
+    jobs.open().receive([SPEC.name], 0.01)
+    owner = pipe_of(jobs).stat()
+    assert (owner.st_uid, owner.st_gid) == (1234, 5678)
+
+
+@exclusive
+def test_a_kernel_that_cannot_wake_one_alone_wakes_all(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = jobs.open()
+    no_flag = select.EPOLLEXCLUSIVE | select.EPOLLONESHOT  # refused together by every kernel
+    monkeypatch.setattr(select, "EPOLLEXCLUSIVE", no_flag)
+    some = [hang(client, 1) for _ in range(2)]
+    bells_of_client(client).ring([1])
+    assert [bell.wait(0) for bell in some] == [True, False]  # there is one thing to read
+    for bell in some:
+        bells_of_client(client).take_down(bell)
