@@ -90,7 +90,7 @@ class LeaseKeeper:
                 self._renew_all()
 
     def _look(self) -> None:
-        """Find out what is lost already; nothing is waited for, not even a connection."""
+        """Find out what is lost already; no connection is waited for."""
         for delivery, job in tuple(self._held.items()):
             try:
                 self._session.backend.renew(delivery)
