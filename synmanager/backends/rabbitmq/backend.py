@@ -856,9 +856,8 @@ class RabbitMQBackend(NativeBackend):
         if self._lost and arrival.properties.message_id is None:
             known = self._lost.pop(_digest(arrival), None)
         read = properties.read(arrival.properties, arrival.body, known)
-        if (
-            arrival.redelivered and _written_hold_off(arrival) == 0
-        ):  # else nobody has begun it since
+        # Held off still, it has not been begun since it was counted.
+        if arrival.redelivered and not _written_hold_off(arrival):
             read = read._replace(attempts=read.attempts + properties.uncounted(arrival.properties))
         return read
 
