@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from grid import Grid
 from hypothesis import settings
+from sqlite_file import FAST, Jobs
 
 from synmanager.backends import base
 from synmanager.settings import VARIABLES
@@ -27,3 +30,12 @@ def grid(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grid]:
     made = Grid()
     yield made
     made.close()
+
+
+@pytest.fixture
+def jobs() -> Iterator[Jobs]:
+    """An SQLite file of the test's own, and its clients."""
+    with tempfile.TemporaryDirectory(dir=FAST) as directory:
+        made = Jobs(Path(directory) / "jobs.db")
+        yield made
+        made.close()

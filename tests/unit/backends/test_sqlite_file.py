@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlite_file import FAST, SPEC, Jobs, publish, take
+from sqlite_file import SPEC, Jobs, publish, take
 from threads import in_thread, until
 
 from synmanager.backends import Address, QueueBackend
@@ -30,14 +29,6 @@ from synmanager.errors import (
     SynmanagerError,
     TopologyError,
 )
-
-
-@pytest.fixture
-def jobs() -> Iterator[Jobs]:
-    with tempfile.TemporaryDirectory(dir=FAST) as directory:
-        made = Jobs(Path(directory) / "jobs.db")
-        yield made
-        made.close()
 
 
 class TestAddress:

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from sqlite_file import FAST, Jobs, publish, take
+from sqlite_file import Jobs, publish, take
 
 from synmanager.errors import ConfigurationError
-
-
-@pytest.fixture
-def jobs() -> Iterator[Jobs]:
-    with tempfile.TemporaryDirectory(dir=FAST) as directory:
-        made = Jobs(Path(directory) / "jobs.db")
-        yield made
-        made.close()
 
 
 def test_a_file_with_a_log_is_still_an_older_version_s(jobs: Jobs) -> None:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlite_file import FAST, SPEC, Jobs, publish, take
+from sqlite_file import SPEC, Jobs, publish, take
 from threads import until
 
-import synmanager
 from synmanager.backends import Address
 from synmanager.backends.sqlite import SQLiteBackend, connections
 from synmanager.backends.sqlite import backend as driver
@@ -28,16 +23,6 @@ from synmanager.errors import BrokerUnavailable, LeaseLost, Unsupported
 
 #: Takes what a signal handler shall call, and in how many seconds.
 Alarm = Callable[[Callable[[], object], float], None]
-
-SOURCE = Path(synmanager.__file__).parents[1]
-
-
-@pytest.fixture
-def jobs() -> Iterator[Jobs]:
-    with tempfile.TemporaryDirectory(dir=FAST) as directory:
-        made = Jobs(Path(directory) / "jobs.db")
-        yield made
-        made.close()
 
 
 def bells(jobs: Jobs) -> list[str]:
@@ -145,19 +130,9 @@ class TestBells:
 
     def test_the_bell_of_a_killed_follower_is_taken_down(self, jobs: Jobs) -> None:
         client = jobs.open()
-        code = (
-            "import sys; from synmanager.backends import Address, create_backend\n"
-            "client = create_backend(Address('sqlite', path=sys.argv[1])); client.open()\n"
-            "client.replay('events', wait=60)"
-        )
-        following = subprocess.Popen(
-            [sys.executable, "-c", code, str(jobs.path)],
-            env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        )
-        until(lambda: bells(jobs))
-        (name,) = bells(jobs)
-        following.kill()
-        following.wait()
+        with jobs.killed_in("replay('events', wait=60)"):
+            until(lambda: bells(jobs))
+            (name,) = bells(jobs)
         client.record("events", [b"{}"])
         assert not (bells_of(jobs.path) / name).exists()
 

@@ -7,8 +7,6 @@ import select
 import signal
 import stat
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -18,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlite_file import FAST, SPEC, Jobs, publish, take
+from sqlite_file import SPEC, Jobs, publish, take
 from threads import in_thread, until
 
-import synmanager
 from synmanager.backends import Delivery, QueueSpec
 from synmanager.backends.sqlite import SQLiteBackend, bells
 from synmanager.backends.sqlite import backend as driver
@@ -30,8 +27,6 @@ from synmanager.backends.sqlite.file import bells_of
 from synmanager.errors import BrokerUnavailable
 from synmanager.message import Message
 
-SOURCE = Path(synmanager.__file__).parents[1]
-
 OTHER = QueueSpec("evaluate", SPEC.exchange, "evaluate-key")
 
 #: A pipe that several hear wakes one of them where the kernel can do that; else it wakes them all,
@@ -39,14 +34,6 @@ OTHER = QueueSpec("evaluate", SPEC.exchange, "evaluate-key")
 exclusive = pytest.mark.skipif(
     not hasattr(select, "EPOLLEXCLUSIVE"), reason="the kernel of this system wakes all of them"
 )
-
-
-@pytest.fixture
-def jobs() -> Iterator[Jobs]:
-    with tempfile.TemporaryDirectory(dir=FAST) as directory:
-        made = Jobs(Path(directory) / "jobs.db")
-        yield made
-        made.close()
 
 
 @pytest.fixture
@@ -132,21 +119,9 @@ def crowd(jobs: Jobs, counted: Counter[str], monkeypatch: pytest.MonkeyPatch) ->
 @contextmanager
 def waiting_process(jobs: Jobs) -> Iterator[subprocess.Popen[bytes]]:
     """A process that waits for a job. Nothing else hears the queue's bell when it begins."""
-    code = (
-        "import sys; from synmanager.backends import Address, create_backend\n"
-        "client = create_backend(Address('sqlite', path=sys.argv[1])); client.open()\n"
-        "client.receive(['train'], 600)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(jobs.path)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-    )
-    try:
+    with jobs.killed_in("receive(['train'], 600)") as process:
         until(lambda: is_heard(jobs))
         yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def pipe_of(jobs: Jobs, queue: int = 1) -> Path:

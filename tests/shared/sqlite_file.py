@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import synmanager
 from synmanager.backends import Address, Delivery, ExchangeSpec, QueueSpec
 from synmanager.backends.sqlite import SQLiteBackend
 from synmanager.backends.sqlite.clocks import Clocks
@@ -54,6 +59,24 @@ class Jobs:
         made.open()
         made.declare(SPEC)
         return made
+
+    @contextmanager
+    def killed_in(self, call: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Another process, in which a client does this; it is killed in the end."""
+        code = (
+            "import sys; from synmanager.backends import Address, create_backend\n"
+            "client = create_backend(Address('sqlite', path=sys.argv[1])); client.open()\n"
+            f"client.{call}"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(self.path)],
+            env={**os.environ, "PYTHONPATH": str(Path(synmanager.__file__).parents[1])},
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
     def execute(self, statement: str, *values: Any) -> list[Any]:
         """As another program does, with the library alone."""
