@@ -127,16 +127,23 @@ class Publishing(Topic):
         held = take(client, spec)
         if client.features.deduplicates:
             assert send() == 1
-            client.nack(held, delay=3600)
-            assert send() == 1
-            client.delete(spec.name, sent.id)
-            assert send() == 0
-            held = take(client, spec)
         client.ack(held)
         assert send() == 0
         client.bury(take(client, spec), "a reason")
         assert send() == 0
         assert take(client, spec).message.id == sent.id
+
+    def test_what_waits_for_another_attempt_is_there_until_it_is_deleted(
+        self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
+    ) -> None:
+        if not client.features.deduplicates:
+            return
+        (sent,) = publish(client, spec)
+        client.nack(take(client, spec), delay=3600)
+        assert other.publish(spec.exchange.name, spec.routing_key, [sent]) == 1
+        if client.features.deletes:
+            client.delete(spec.name, sent.id)
+            assert other.publish(spec.exchange.name, spec.routing_key, [sent]) == 0
 
     def test_one_that_some_queue_takes_is_not_counted(
         self, client: QueueBackend, declare: Declare
