@@ -114,6 +114,19 @@ def test_where_none_was_ever_felt_nothing_is_given_up(
     client.ack(delivery)
 
 
+def test_who_finds_the_queue_does_not_ask_for_it(
+    connect: Callable[..., RabbitMQBackend], spec: QueueSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which ends the connection of who asks while the queue has no leader."""
+    first, delivery = running(connect(), spec)
+    first.ack(delivery)
+    publish(first, spec, make_message())
+    second = connect()
+    monkeypatch.setattr(second._topology.pulse, "_find", None)
+    second, delivery = running(second, spec)
+    second.ack(delivery)
+
+
 def test_a_queue_that_was_deleted_is_made_anew(
     broker: RabbitMQ, connect: Callable[..., RabbitMQBackend], spec: QueueSpec
 ) -> None:

@@ -29,7 +29,8 @@ _EVERY = 20.0
 #: Seconds for an answer that is here already, but that nobody has read: this process stood still.
 _DOUBT = 1.0
 
-#: Members on all nodes that there are, or it would tell of others than the majority.
+#: Asked for only once a beat was not taken: to declare a queue that has lost its leader can end the
+#: connection. Members on all nodes that there are, or it would tell of others than the majority.
 _ARGUMENTS: dict[str, Any] = {
     "x-queue-type": "quorum",
     "x-max-length": 1,
@@ -81,9 +82,9 @@ class Pulse:
         if lane is not None and lane.is_reusable and lane.is_accepted:
             self._was_felt = True
         else:
-            if lane is not None:
+            if lane is not None:  # it was not taken: there is no such queue, as a rule
                 lane.close()
-            self._find(QUEUE, _ARGUMENTS)
+                self._find(QUEUE, _ARGUMENTS)
             self._lane = lane = Lane(self._link, is_aside=True)
         self._sent = now
         lane.begin_publish("", QUEUE, [_BEAT])
