@@ -136,18 +136,28 @@ def quorum_broker(amqp_url: str, channel: Any) -> RabbitMQUnderTest:
     return RabbitMQUnderTest(f"{amqp_url}?queues=quorum", channel)
 
 
+@pytest.fixture
+def ringing_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes later than it is awaited meets the end of its consumer, which counts before 4.3.
+
+    On a busy machine that would be much of what is published at once.
+    """
+    if "ring_at_once" in request.node.name:
+        monkeypatch.setattr("synmanager.backends.rabbitmq.backend._GATHERING", 1.0)
+
+
 class TestQuorumQueues(Ranking, Receiving, DeadLetters):
     """What differs there; the rest is in the long form."""
 
     @pytest.fixture
-    def broker(self, quorum_broker: RabbitMQUnderTest) -> RabbitMQUnderTest:
+    def broker(self, quorum_broker: RabbitMQUnderTest, ringing_at_once: None) -> RabbitMQUnderTest:
         return quorum_broker
 
 
 @pytest.mark.long
 class TestAllOnQuorumQueues(BackendContract):
     @pytest.fixture
-    def broker(self, quorum_broker: RabbitMQUnderTest) -> RabbitMQUnderTest:
+    def broker(self, quorum_broker: RabbitMQUnderTest, ringing_at_once: None) -> RabbitMQUnderTest:
         return quorum_broker
 
 
