@@ -283,8 +283,8 @@ def test_what_goes_back_and_what_is_buried_keeps_its_rank(
 ) -> None:
     client.declare(spec)
     sent = publish(client, spec, LOW, NORMAL, HIGH)
-    for _ in sent:
-        client.nack(take(client, spec), delay=0.2)
+    for delivery in [take(client, spec) for _ in sent]:  # all, before the first is back
+        client.nack(delivery, delay=0.2)
     until(lambda: counts(plain, spec.name) == [1, 1, 1], "all have come back")
     for rank in (HIGH, NORMAL, LOW):
         delivery = take(client, spec)
