@@ -72,9 +72,10 @@ class Counting(Topic):
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
     ) -> None:
         publish(client, spec, *(make_message(n, rank=Rank(n % 3)) for n in range(7)))
-        publish(client, spec, make_message(), delay=broker.delay)
+        can_reach_it = client.features.counts_delayed  # else it must not come by itself here
+        publish(client, spec, make_message(), delay=broker.delay if can_reach_it else 3600)
         removed = client.purge(spec.name)
-        if client.features.counts_delayed:
+        if can_reach_it:
             assert removed == 8
             assert_counts(client, spec)
             broker.pass_time(broker.delay * 1.2)

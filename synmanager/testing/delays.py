@@ -78,7 +78,7 @@ class Delays(Topic):
         (later,) = publish(client, spec, delay=broker.delay * 3)
         (sooner,) = publish(client, spec, delay=broker.delay)
         broker.pass_time(broker.delay)
-        first = take(client, spec, wait=broker.delay)
+        first = take(client, spec)
         assert first.message.id == sooner.id
         client.ack(first)
         broker.pass_time(broker.delay * 2)
@@ -91,7 +91,7 @@ class Delays(Topic):
         publish(client, spec, make_message(rank=Rank.LOW), delay=broker.delay)
         publish(client, spec, make_message(1), make_message(2))
         assert take(client, spec).message.rank is Rank.NORMAL
-        broker.pass_time(broker.delay * 1.5)
+        broker.pass_time(broker.delay * 3)  # all are there by then, also on a slow machine
         ranks = [take(client, spec).message.rank for _ in range(3)]
         assert ranks == [Rank.HIGH, Rank.NORMAL, Rank.LOW]
 
