@@ -233,6 +233,16 @@ def stranded(plain: Any) -> list[str]:
     return ids
 
 
+@pytest.fixture
+def patient_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all written to the journal before who says it disconnects, also on a busy machine.
+
+    It gets a second, and before that somebody may have to make the log.
+    """
+    for module in ("base", "journal.desk", "journal.failures"):
+        monkeypatch.setattr(f"synmanager.{module}.FAREWELL", 30.0)
+
+
 @contextmanager
 def connecting(url: str) -> Iterator[Callable[[], RabbitMQBackend]]:
     """Opens as many clients as are asked for, and closes them."""

@@ -150,6 +150,7 @@ class TestEveryStart:
         yield f"amqp://worker:secret@127.0.0.1:{development.port(5672)}/"
         development.execute(*ctl, "delete_user", "worker")
 
+    @pytest.mark.usefixtures("patient_farewell")
     def test_a_user_who_is_forbidden_the_journal_works_as_before(
         self, forbidden: str, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -55,7 +55,7 @@ def reached(job: State) -> float:
 
 
 @pytest.fixture(autouse=True)
-def _journal(monkeypatch: pytest.MonkeyPatch) -> None:
+def _journal(monkeypatch: pytest.MonkeyPatch, patient_farewell: None) -> None:
     monkeypatch.setenv("SYNMANAGER_JOURNAL", "on")
 
 
@@ -111,6 +111,7 @@ class Story:
                 assert job is not None
                 return job
 
+            until(lambda: jobs.get(job_id) is not None, "it is known")
             assert now().state == "queued"
             assert "no worker takes jobs of train" in jobs.why(job_id)
             first = crew.worker("site-a")

@@ -41,6 +41,7 @@ def go(url: str, spoil: Callable[[], object] = lambda: None) -> list[int]:
     return ran
 
 
+@pytest.mark.usefixtures("patient_farewell")
 class Trouble:
     #: Whether the jobs' connection outlives the end of a log that is read or written just then.
     keeps_the_connection = True

@@ -22,7 +22,6 @@ from threads import until
 from synmanager import Reject, Worker
 from synmanager.backends.rabbitmq.journal import stream
 from synmanager.completed import CompletedConsumerOperator
-from synmanager.journal import recorder
 from synmanager.journal.events import CHECKPOINTS, EVENTS, MARKS, SWEEPS
 from synmanager.lookout import Lookout
 from synmanager.metrics import Collector
@@ -123,6 +122,7 @@ class Story:
         assert all(list(body) == ["run"] for body in bodies)
         assert len(bodies) == 4
 
+    @pytest.mark.usefixtures("patient_farewell")
     def test_an_exporter_knows_what_becomes_of_jobs(
         self, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -130,7 +130,6 @@ class Story:
         monkeypatch.setattr("synmanager.lookout._BETWEEN", 0.1)
         with TrainProducerOperator(url=url) as producer:
             producer.submit({"run": 0})
-        recorder.flush_all(5)
         said: list[str] = []
         lookout = Lookout(load_settings(url=url), (), said.append)
         lookout.start()
@@ -153,7 +152,6 @@ class Story:
             with TrainProducerOperator(url=url) as producer:
                 producer.submit_many([{"run": run} for run in range(1, 5)])
             Worker({"train": train}, url=url).run(burst=True)
-            recorder.flush_all(5)
 
             def ended() -> float | None:
                 return value("jobs_ended_total", phase="train", outcome="succeeded")
