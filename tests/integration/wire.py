@@ -91,7 +91,7 @@ class Wire:
         for client in self._sockets[::2]:
             client.sendall(data)
 
-    def wait_until_sent(self, what: str, count: int, within: float = 10.0) -> None:
+    def wait_until_sent(self, what: str, count: int, within: float = 30.0) -> None:
         """Wait until clients have sent so many.
 
         Raises:
