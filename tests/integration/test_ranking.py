@@ -91,7 +91,7 @@ class SharedGrid:
 
 
 class RolesAcrossProcesses(Roles):
-    long = 5.0  # half of it is for a process that is ready and has yet to connect
+    long = 10.0  # half of it is for a process that is ready and has yet to connect
 
     @pytest.fixture
     def grid(self, url: str) -> Iterator[SharedGrid]:
