@@ -19,7 +19,7 @@ from uuid import uuid4
 import pika
 import pytest
 from conftest import stranded, version
-from threads import in_thread, until
+from threads import WAIT, in_thread, until
 
 from synmanager.backends import ExchangeSpec, QueueSpec
 from synmanager.backends.rabbitmq import RabbitMQBackend
@@ -442,8 +442,8 @@ def test_a_delay_that_ends_without_its_queue_is_in_nobody_s_way(
     newcomer = RabbitMQBackend(parse_url(amqp_url))
     newcomer.open()
     newcomer.declare(spec)
-    arrived = []
-    while (job := newcomer.receive([spec.name], 2)) is not None:
+    arrived: list[str] = []
+    while job := newcomer.receive([spec.name], WAIT if len(arrived) < len(ids) else 0.5):
         arrived.append(job.message.id)
         newcomer.ack(job)
     newcomer.close()
