@@ -182,6 +182,7 @@ class TestJobsThatComeAgain:
             return True
 
         consumer = ends(consumer_class("train"))
+        until(lambda: consumer.check_message_count() == 1, "it is back")
         assert consumer.poll_message(note)
         assert seen == [(READ, "mine", 2, "HIGH")]
 
@@ -190,7 +191,9 @@ class TestJobsThatComeAgain:
     ) -> None:
         ends(old(released.Producer, "train")).process(**JOB)
         assert ends(old(released.Consumer, "train")).poll_message(fail) is None
-        assert ends(consumer_class("train")).poll_message(lambda **kwargs: kwargs) == READ
+        consumer = ends(consumer_class("train"))
+        until(lambda: consumer.check_message_count() == 1, "it is back")
+        assert consumer.poll_message(lambda **kwargs: kwargs) == READ
 
     @pytest.mark.parametrize("version", ["old", "new"])
     def test_what_a_new_consumer_retries(
