@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 import redis
-from threads import in_thread, until
+from threads import WAIT, in_thread, until
 
 from synmanager.backends.base import Delivery, QueueSpec
 from synmanager.backends.redis import RedisBackend, backend
@@ -61,7 +61,7 @@ class Waiting:
         until(lambda: set(clients) <= set(self.asleep))
 
     def _take(self, client: RedisBackend, *specs: QueueSpec) -> None:
-        self.found.append(take(client, *specs))
+        self.found.append(take(client, *specs, wait=WAIT))
 
     def find_all(self) -> None:
         """Each of them has got a job."""
