@@ -53,6 +53,7 @@ class RabbitMQUnderTest(NetworkBrokerUnderTest):
         channel: of plain pika, for what only a stranger does.
     """
 
+    timeout = 3.0  # a busy server takes more than a second now and then
     excuses = dict.fromkeys(
         ("restart", "freeze_server"), "the server is everybody's; tests/faults has its own"
     )

@@ -32,6 +32,7 @@ def _answer_nonsense() -> NoReturn:
 class RedisUnderTest(NetworkBrokerUnderTest):
     """A server, which may hold other things as well."""
 
+    timeout = 3.0  # a busy server takes more than a second now and then
     excuses = dict.fromkeys(
         ("restart", "freeze_server"), "the server is everybody's; tests/faults has its own"
     )
