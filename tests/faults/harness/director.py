@@ -65,5 +65,6 @@ class Director:
         """Take every result that waits in ``completed``."""
         found: list[dict[str, Any]] = []
         with CompletedConsumerOperator(url=self._url) as consumer:
-            consumer.listen_message(lambda **result: found.append(result), idle_timeout=0.3)
+            while consumer.check_message_count():  # however long each takes to come
+                consumer.poll_message(lambda **result: found.append(result))
         return found

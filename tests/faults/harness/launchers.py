@@ -77,7 +77,7 @@ class HostProcess(Launcher):
     def kill(self) -> None:
         assert self._popen is not None
         self._signal(signal.SIGKILL)
-        self._popen.wait(10)
+        self._popen.wait(30)
 
     def stop(self) -> None:
         assert self._popen is not None

@@ -39,7 +39,7 @@ class Process:
     def kill(self) -> None:
         """``kill -9``, and wait for the end."""
         self._popen.kill()
-        self._popen.wait(10)
+        self._popen.wait(30)
         self._journal.write("killed", victim=self.pid)
 
     def freeze(self) -> None:
@@ -177,4 +177,4 @@ class Processes:
         for process in self._all:
             if process.status is None:
                 process.kill()
-            process.wait(10)
+            process.wait(30)

@@ -184,12 +184,14 @@ class RabbitMQ(Broker):
             "rabbit_disk_monitor:set_disk_free_limit(1000000),"
             "vm_memory_monitor:set_vm_memory_high_watermark(0.4)."
         )
+        wait_until(lambda: "resource_limit" not in self._alarms(), 30, "no alarm is left")
 
     def _await_alarm(self, resource: str) -> None:
         alarm = f"{{resource_limit, {resource},"
-        wait_until(
-            lambda: alarm in self.eval("rabbit_alarm:get_alarms()."), 20, f"the {resource} alarm"
-        )
+        wait_until(lambda: alarm in self._alarms(), 30, f"the {resource} alarm")
+
+    def _alarms(self) -> str:
+        return self.eval("rabbit_alarm:get_alarms().")
 
     def hold_queue(self, queue: str, seconds: float) -> None:
         """Let a queue's process stand still, and find all at once what it was asked meanwhile."""

@@ -78,10 +78,11 @@ class SQLiteFile(Broker):
 
     def delete_queue(self, queue: str) -> None:
         """The whole file: nobody deletes one queue of it."""
-        for name in os.listdir(self.file.parent):
+        # The file itself comes last: a worker makes it anew at once, and its log would go as well.
+        for name in sorted(os.listdir(self.file.parent), reverse=True):
             path = self.file.parent / name
             if path.is_file():
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def add_stranger(self, user: str, password: str) -> None:
         raise AssertionError("a file has no users")
