@@ -75,7 +75,7 @@ def test_a_newer_schema(broker: Broker, director: Director, processes: Processes
     director.declare()
     body = _newer(broker)
     processes.worker("worker")
-    letters = wait_until(director.dead_letters, 10, "a dead letter")
+    letters = wait_until(director.dead_letters, 30, "a dead letter")
     assert [letter.message.body for letter in letters] == [body]
     assert "newer synmanager (schema 99" in letters[0].reason
     assert not processes.history().runs
@@ -90,7 +90,7 @@ def test_an_entry_without_a_body(
     broker.publish_fields("train", {"body": '{"key": "b"}', "id": b"\xff", "schema": "one"})
     broker.publish_raw("train", b'{"key": "sound"}')
     processes.worker("worker")
-    processes.await_done({"sound"}, 10)
+    processes.await_done({"sound"}, 30)
     letters = director.dead_letters()
     assert len(letters) == 2
     assert "no field 'body'" in letters[0].reason
@@ -112,7 +112,7 @@ def test_fuzzed_bodies(
     count = 100_000 if is_long else 2_000
     director.declare()
     worker = processes.worker("worker", log="ERROR", env={"SYNMANAGER_MAX_ATTEMPTS": "1"})
-    processes.await_event("ready", 10)
+    processes.await_event("ready", 30)
     began = time.monotonic()
     sound = 0
     for start in range(0, count, 1000):
@@ -121,7 +121,7 @@ def test_fuzzed_bodies(
         broker.publish_many_raw("train", bodies)
     broker.publish_raw("train", b'{"key": "the end"}')
     processes.await_done({"the end"}, 60 + count / 100)
-    wait_until(lambda: director.counts().ready == 0, 10, "the queue is empty")
+    wait_until(lambda: director.counts().ready == 0, 30, "the queue is empty")
     seconds = time.monotonic() - began
     assert worker.status is None
     history = processes.history()

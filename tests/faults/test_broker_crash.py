@@ -23,19 +23,23 @@ def test_broker_crashes_mid_publish_and_mid_consume(
 ) -> None:
     env = {"SYNMANAGER_LEASE": "2"}
     count = 300
-    processes.producer("single", keys=[0, count], pace=0.02, env=env)
-    processes.producer("batches", keys=[0, count], batch=20, pace=0.1, env=env)
+    gate = processes.directory / "gate"
+    # The last ones are for when it is back, however long it takes until it is killed.
+    rest = {"gate": {"number": count - 40, "file": str(gate)}, "env": env}
+    processes.producer("single", keys=[0, count], pace=0.02, **rest)
+    processes.producer("batches", keys=[0, count], batch=20, pace=0.1, **rest)
     for number in range(2):
         processes.worker(f"worker-{number}", env=env)
     processes.archiver("archive", env=env)
     for who in ("single", "batches"):
-        processes.await_event("ready", 20, who=who)
-    processes.await_event("finished", 20, count=30)
+        processes.await_event("ready", 30, who=who)
+    processes.await_event("finished", 30, count=30)
 
     broker.launcher.kill()
     down = time.monotonic()
     broker.start()
     back = time.monotonic()
+    gate.touch()
 
     processes.await_event("left", 60, who="single")
     processes.await_event("left", 60, who="batches")

@@ -34,24 +34,31 @@ def test_broker_frozen(
         "SYNMANAGER_TIMEOUT": "1",
     }
     impatient = {**env, "SYNMANAGER_RECONNECT": "1"}
+    gates = {who: processes.directory / f"gate-{who}" for who in ("patient", "impatient")}
+
+    def gate(who: str, number: int) -> dict[str, object]:
+        return {"number": number, "file": str(gates[who])}
+
     processes.worker("worker", env=env)
-    processes.producer("patient", keys=[0, 100], pace=0.1, env=env)
-    processes.await_event("finished", 10, count=3)
-    processes.producer("impatient", keys=[0, 3], pace=1.5, env=impatient)
-    processes.await_event("confirmed", 10, who="impatient", count=1)
+    processes.producer("patient", keys=[0, 100], pace=0.1, gate=gate("patient", 90), env=env)
+    processes.await_event("finished", 30, count=3)
+    processes.producer("impatient", keys=[0, 3], gate=gate("impatient", 1), env=impatient)
+    processes.await_event("waits", 30, who="impatient")
 
     broker.launcher.freeze()
     began = time.monotonic()
+    gates["impatient"].touch()
     # Both its last jobs fail, and it disconnects, while nobody answers.
     processes.await_event("left", 30, who="impatient")
     wait_until(lambda: time.monotonic() - began >= frozen, frozen + 1, "it has stood long enough")
     broker.launcher.thaw()
     thawed = time.monotonic()
+    gates["patient"].touch()
 
     processes.await_event("left", 40, who="patient")
     history = processes.history()
     keys = set(history.confirmed)
-    processes.await_done(keys, 20)
+    processes.await_done(keys, 30)
     history = processes.history()
     history.check_nothing_lost()
     history.check_extra_runs()

@@ -50,18 +50,18 @@ def clock(tmp_path: Path) -> Clock:
 def _run_one_long_job(
     clock: Clock, director: Director, processes: Processes, env: dict[str, str]
 ) -> None:
-    env = {"SYNMANAGER_LEASE": "2", **env}
+    env = {"SYNMANAGER_LEASE": "4", **env}  # renewed in time also where a process stands still
     director.submit([{"key": "long", "work": 8}])
     processes.worker("holder", env=env)
-    processes.await_event("started", 10)
+    processes.await_event("started", 30)
     processes.worker("waiting", env=env)
-    processes.await_event("ready", 10, who="waiting")
+    processes.await_event("ready", 30, who="waiting")
     for number, offset in enumerate(("+1h", "-1h", "+0")):
         clock.jump(offset)
         # The clock of whoever is under it has moved when the broker has answered once more.
         keys = director.submit([{"key": f"between-{number}"}])
-        processes.await_done(keys, 20)
-    processes.await_done({"long"}, 20)
+        processes.await_done(keys, 30)
+    processes.await_done({"long"}, 30)
     history = processes.history()
     history.check_nothing_lost()
     history.check_no_overlap()

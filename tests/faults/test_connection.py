@@ -38,9 +38,9 @@ def test_silent_drop_of_the_connection(
     """The proxy stops forwarding, as a firewall that forgot the connection. T <= 2 heartbeats."""
     with Proxy(broker.port) as proxy:
         processes.worker("worker", url=broker.url(proxy.port), env=ENV)
-        processes.await_event("ready", 10)
+        processes.await_event("ready", 30)
         keys = director.submit([{"key": "first", "work": 10 if busy else 0}])
-        processes.await_event("started" if busy else "acked", 10)
+        processes.await_event("started" if busy else "acked", 30)
         connections = proxy.accepted
         dropped = time.monotonic()
         proxy.silence()
@@ -58,8 +58,8 @@ def test_silent_drop_of_the_connection(
         )
         noticed = time.monotonic() - dropped
         processes.await_done(keys, 30)
-        wait_until(lambda: director.counts().ready == 0, 10, "the queue is empty")
-        processes.await_event("acked", 20, count=1 if busy else 2)
+        wait_until(lambda: director.counts().ready == 0, 30, "the queue is empty")
+        processes.await_event("acked", 30, count=1 if busy else 2)
     history = processes.history()
     history.check_nothing_lost()
     history.check_extra_runs()
@@ -75,11 +75,20 @@ def test_a_publish_in_a_silent_drop(
     broker: Broker, director: Director, processes: Processes, figures: Callable[[str], None]
 ) -> None:
     director.declare()
+    gate = processes.directory / "gate"
     with Proxy(broker.port) as proxy:
-        processes.producer("producer", keys=[0, 40], pace=0.05, url=broker.url(proxy.port), env=ENV)
-        processes.await_event("confirmed", 10, count=5)
+        processes.producer(
+            "producer",
+            keys=[0, 40],
+            pace=0.05,
+            gate={"number": 5, "file": str(gate)},
+            url=broker.url(proxy.port),
+            env=ENV,
+        )
+        processes.await_event("waits", 30)
         proxy.silence()
         dropped = time.monotonic()
+        gate.touch()
         processes.await_event("left", 30)
     processes.worker("worker", burst=True).wait(30)
     history = processes.history()
@@ -114,9 +123,9 @@ def test_reset_before_the_publishs_reply(
         processes.await_event("waits", 30)
         proxy.hold_replies()
         gate.touch()
-        wait_until(lambda: director.counts().ready == 3 * batch, 20, "the broker has the next")
+        wait_until(lambda: director.counts().ready == 3 * batch, 30, "the broker has the next")
         proxy.reset()
-        processes.await_event("left", 20)
+        processes.await_event("left", 30)
     copies = director.counts().ready
     processes.worker("worker", burst=True).wait(30)
     history = processes.history()

@@ -37,13 +37,13 @@ def test_consumer_dies(
     doomed = processes.worker(
         "doomed", die={"at": hook, "key": "job-3"}, listen=listen, env=ENV, phases=["train"]
     )
-    assert doomed.wait(20) == -9
+    assert doomed.wait(30) == -9
     died = processes.await_event("killed", 1, victim=doomed.pid)
 
     heir = processes.worker("heir", listen=listen, env=ENV)
-    began = processes.await_event("ready", 10, who="heir")
-    processes.await_done(keys, 20)
-    processes.await_event("acked", 10, count=10)
+    began = processes.await_event("ready", 30, who="heir")
+    processes.await_done(keys, 30)
+    processes.await_event("acked", 30, count=10)
 
     history = processes.history()
     history.check_nothing_lost()

@@ -17,17 +17,17 @@ ENV = {"SYNMANAGER_LEASE": "1", "SYNMANAGER_HEARTBEAT": "1", "SYNMANAGER_JOURNAL
 def test_consumer_frozen_past_its_lease(
     director: Director, processes: Processes, figures: Callable[[str], None]
 ) -> None:
-    keys = director.submit([{"key": "long", "work": 2}])
+    keys = director.submit([{"key": "long", "work": 5}])
     frozen = processes.worker("frozen", env=ENV)
-    processes.await_event("started", 10, who="frozen")
-    frozen.freeze()  # before all else: the job is short
-    began = processes.await_event("frozen", 10)
+    processes.await_event("started", 30, who="frozen")
+    frozen.freeze()  # before all else: the job comes to an end
+    began = processes.await_event("frozen", 30)
     processes.worker("heir", env=ENV)
     taken = processes.await_event("started", 30, who="heir")
-    processes.await_event("acked", 10, count=1)
+    processes.await_event("acked", 30, count=1)
     frozen.thaw()
     # It ends its run, and learns that the job is no longer its own.
-    processes.await_event("finished", 10, who="frozen")
+    processes.await_event("finished", 30, who="frozen")
     wait_until(
         lambda: any(
             processes.history().said(text)
@@ -37,7 +37,7 @@ def test_consumer_frozen_past_its_lease(
         "it says so",
     )
     director.submit([{"key": "next"}])
-    processes.await_done({"next"}, 10)
+    processes.await_done({"next"}, 30)
 
     history = processes.history()
     history.check_nothing_lost()

@@ -41,11 +41,11 @@ def test_queue_deleted_while_in_use(
 ) -> None:
     worker = processes.worker("worker")
     director.submit([{"key": "before", "work": 2 if busy else 0}])
-    processes.await_event("started" if busy else "acked", 10)
+    processes.await_event("started" if busy else "acked", 30)
     broker.delete_queue("train")
     deleted = time.monotonic()
     if busy:
-        processes.await_event("finished", 10)
+        processes.await_event("finished", 30)
     what = _goes_on_or_says_why(worker, director, processes, deleted)
     figures(f"{'busy' if busy else 'idle'}: {what}")
 
@@ -60,11 +60,11 @@ def test_group_destroyed_while_in_use(
     """XGROUP DESTROY: what was queued is still in the streams and must run."""
     worker = processes.worker("worker", env={"SYNMANAGER_LEASE": "2"})
     keys = director.submit({"key": f"job-{n}", "work": 1} for n in range(3))
-    processes.await_event("started", 10)
+    processes.await_event("started", 30)
     assert broker.destroy_groups("train")
     destroyed = time.monotonic()
     what = _goes_on_or_says_why(worker, director, processes, destroyed)
     if worker.status is None:
-        processes.await_done(keys, 20)
+        processes.await_done(keys, 30)
         processes.history().check_nothing_lost()
     figures(what)

@@ -21,7 +21,7 @@ def test_fork_after_connect(use: str, processes: Processes) -> None:
     assert not history.said("lost the broker"), "nobody's connection broke"
     if use == "producer":
         assert history.confirmed == ["before", "child", "after", "after disconnect"]
-        assert processes.worker("worker", burst=True).wait(20) == 0
+        assert processes.worker("worker", burst=True).wait(30) == 0
         history = processes.history()
     history.check_nothing_lost()
     assert history.extra_runs == 0
@@ -32,11 +32,11 @@ def test_fork_after_connect(use: str, processes: Processes) -> None:
 def test_multiprocessing_target(processes: Processes) -> None:
     """``multiprocessing.Process(target=consumer.listen_message, args=(f,))``."""
     process = processes.start("forker", "forker", use="multiprocessing")
-    processes.await_event("submitted", 20)
+    processes.await_event("submitted", 30)
     (child,) = [e["child"] for e in processes.history().events if e["event"] == "submitted"]
-    processes.await_done({str(number) for number in range(6)}, 20)
+    processes.await_done({str(number) for number in range(6)}, 30)
     os.kill(child, signal.SIGTERM)
-    assert process.wait(20) == 0, process.output
+    assert process.wait(30) == 0, process.output
     history = processes.history()
     history.check_nothing_lost()
     assert history.extra_runs == 0

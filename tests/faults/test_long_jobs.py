@@ -15,15 +15,15 @@ from harness.waiting import wait_until
 def test_job_outlives_lease_and_heartbeat(
     director: Director, processes: Processes, figures: Callable[[str], None]
 ) -> None:
-    """Thirty leases long, fifteen heartbeats, with another worker waiting for it."""
-    lease = 1.0  # renewed three times in that: a busy machine may come late once
-    env = {"SYNMANAGER_LEASE": str(lease), "SYNMANAGER_HEARTBEAT": "2"}
+    """Ten leases long, ten heartbeats, with another worker waiting for it."""
+    lease = 3.0  # renewed three times in that: a busy machine may come late by two seconds
+    env = {"SYNMANAGER_LEASE": str(lease), "SYNMANAGER_HEARTBEAT": str(lease)}
     keys = director.submit([{"key": "long", "work": 30}])
     processes.worker("first", env=env)
-    processes.await_event("started", 10)
+    processes.await_event("started", 30)
     processes.worker("second", env=env)
     processes.await_done(keys, 50)
-    processes.await_event("acked", 5)
+    processes.await_event("acked", 30)
     history = processes.history()
     history.check_nothing_lost()
     history.check_no_overlap()
@@ -67,7 +67,7 @@ def test_job_outlives_the_acknowledgement_timeout(
         processes.worker(f"worker-{number}")
     processes.await_done(keys, 4 * JOB)
     processes.await_event("acked", 2 * JOB)
-    wait_until(lambda: director.counts().ready == 0, 10, "the queue is empty")
+    wait_until(lambda: director.counts().ready == 0, 30, "the queue is empty")
     # Whoever else has it runs it to its end.
     wait_until(lambda: all(run.finished for run in processes.history().runs), 30, "all runs end")
     history = processes.history()

@@ -58,7 +58,7 @@ def test_alarm_on_rabbitmq(
     processes.worker("worker", results=False)
     broker.end_alarms()
     keys = director.submit([{"key": "after"}])
-    processes.await_done({"before", "routine"} | keys, 20)
+    processes.await_done({"before", "routine"} | keys, 30)
     figures(
         f"{resource} alarm: {type(caught.value).__name__} after {refused:.2f} s, "
         f"close() in {closed:.2f} s"
@@ -74,15 +74,15 @@ def test_a_worker_outlives_an_alarm(
     """Its result cannot be published: it waits, and neither loses the job nor runs it again."""
     keys = director.submit({"key": f"job-{n}", "work": 1} for n in range(2))
     processes.worker("worker", env={"SYNMANAGER_TIMEOUT": "2", "SYNMANAGER_HEARTBEAT": "2"})
-    processes.await_event("started", 10)
+    processes.await_event("started", 30)
     broker.raise_disk_alarm()
-    processes.await_event("finished", 10)
+    processes.await_event("finished", 30)
     began = time.monotonic()
     wait_until(lambda: time.monotonic() - began > 5, 6, "the alarm has lasted")
     broker.end_alarms()
     ended = time.monotonic()
     processes.await_done(keys, 30)
-    processes.await_event("acked", 20, count=2)
+    processes.await_event("acked", 30, count=2)
     history = processes.history()
     history.check_nothing_lost()
     history.check_extra_runs()
@@ -116,11 +116,11 @@ def test_out_of_memory(
         refused = time.monotonic() - began
         # What is there can be worked off: that is what makes room.
         processes.worker("worker", results=False)
-        processes.await_done(keys, 20)
-        processes.await_event("acked", 10, count=1)
+        processes.await_done(keys, 30)
+        processes.await_event("acked", 30, count=1)
         broker.configure("maxmemory", 0)
         producer.process(key="after")
-    processes.await_done({"after"}, 20)
+    processes.await_done({"after"}, 30)
     figures(f"{type(caught.value).__name__} after {refused:.3f} s")
 
 

@@ -75,8 +75,8 @@ def test_poison_job_that_kills_its_process(
 def test_a_job_that_fails(act: str, runs: int, director: Director, processes: Processes) -> None:
     director.submit([{"key": "poison", "act": act}, {"key": "after"}])
     worker = processes.worker("worker", env=ENV)
-    (letter,) = wait_until(director.dead_letters, 20, "the job is a dead letter")
-    wait_until(lambda: "after" in processes.history().done, 20, "a failing job holds up nobody")
+    (letter,) = wait_until(director.dead_letters, 30, "the job is a dead letter")
+    wait_until(lambda: "after" in processes.history().done, 30, "a failing job holds up nobody")
     history = processes.history()
     assert [run.attempt for run in history.runs_of("poison")] == list(range(1, runs + 1))
     assert letter.attempts == runs
@@ -94,10 +94,10 @@ def test_a_retry_survives_the_brokers_restart(
     director.submit([{"key": "failing", "act": "raise"}])
     env = {**ENV, "SYNMANAGER_RETRY_DELAY": str(delay)}
     first = processes.worker("first", env=env)
-    failed = processes.await_event("failed", 10)
-    wait_until(lambda: director.counts().leased in (0, None), 5, "it is put back")
+    failed = processes.await_event("failed", 30)
+    wait_until(lambda: director.counts().leased in (0, None), 30, "it is put back")
     first.signal(15)
-    assert first.wait(10) == 0
+    assert first.wait(30) == 0
     broker.restart_after_kill()
     processes.worker("second", env=env)
     # RabbitMQ 3 may forget in a crash that what failed was acknowledged, and hands it out as well,

@@ -42,20 +42,20 @@ def test_producer_dies_around_the_confirm(
             processes.await_event("waits", 30)
             proxy.hold_replies()
             gate.touch()
-            wait_until(lambda: director.counts().ready == 3, 20, "the third job is in the queue")
+            wait_until(lambda: director.counts().ready == 3, 30, "the third job is in the queue")
             first.kill()
         else:
             die = {"at": where, "key": "job-2"}
             first = processes.producer("first", die=die, **settings)
-            assert first.wait(10) == -9
+            assert first.wait(30) == -9
     noted = [event["key"] for event in processes.history().events if event["event"] == "confirmed"]
     assert noted == ["job-0", "job-1"]
     ready = director.counts().ready
     assert ready == (2 if where == "sent" else 3), "no copy or one"
 
     # It comes back and, not knowing, submits all of them again with the same ids.
-    assert processes.producer("again", **settings).wait(10) == 0
-    processes.worker("worker", burst=True).wait(20)
+    assert processes.producer("again", **settings).wait(30) == 0
+    processes.worker("worker", burst=True).wait(30)
     history = processes.history()
     history.check_nothing_lost()
     ids = {event["key"]: event["job_id"] for event in history.events if event["event"] == "started"}

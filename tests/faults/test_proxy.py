@@ -65,7 +65,7 @@ def test_silence(proxy: Proxy, client: socket.socket, heard: list[bytes]) -> Non
 def test_replies_held_and_a_reset(proxy: Proxy, client: socket.socket, heard: list[bytes]) -> None:
     proxy.hold_replies()
     client.sendall(b"a job")
-    wait_until(lambda: b"a job" in heard, 5, "the server has it")
+    wait_until(lambda: b"a job" in heard, 30, "the server has it")
     with pytest.raises(TimeoutError):
         client.recv(100)
     proxy.reset()
@@ -100,7 +100,8 @@ def test_a_round_trip_is_cut(
     with pytest.raises(ConnectionError):
         client.recv(100)
     assert is_cut()
-    assert (b"second" in heard) is acted
+    # It has been sent on; when the server hears it is the server's affair.
+    wait_until(lambda: (b"second" in heard) is acted, 30, "the server has it, or never has")
     assert proxy.requests == before + 2
     with socket.create_connection(("127.0.0.1", proxy.port), 5) as other:
         other.sendall(b"new")

@@ -71,4 +71,4 @@ def test_reconnect(
         f"{max(recoveries):.2f} s, in {seconds:.0f} s"
     )
     assert max(recoveries) <= 10
-    wait_until(lambda: director.counts().ready == 0, 10, "the queue is empty")
+    wait_until(lambda: director.counts().ready == 0, 30, "the queue is empty")

@@ -215,13 +215,21 @@ def test_service_goes_on_and_nothing_is_lost(
 ) -> None:
     if fault in (cut_off, cut_off_with_clients) and isinstance(network, str):
         give_up(f"nobody can be cut off: {network}")
-    count = 5000 if is_long else 150
+    count = 5000 if is_long else 160
     patience = 60 + 2 * PACE * count + WORK.get(fault, 7)  # seconds
     producers = ["single", "batches"]
+    gate = running.directory / "gate"
     for who in producers:
         batch = 20 if who == "batches" else 1
         running.producer(
-            who, host=CLIENTS, keys=[0, count], pace=PACE * batch, batch=batch, env=ENV
+            who,
+            host=CLIENTS,
+            keys=[0, count],
+            pace=PACE * batch,
+            batch=batch,
+            # The last ones are for when all is well, however long it takes until then.
+            gate={"number": count - 40, "file": str(gate)},
+            env=ENV,
         )
     for number in range(2):
         running.worker(f"worker-{number}", host=CLIENTS, env=ENV)
@@ -230,7 +238,7 @@ def test_service_goes_on_and_nothing_is_lost(
     director = Director(group.url(), running.journal)
     running.await_event("finished", 30, count=20)
     long = director.submit([{"key": "long", "work": WORK.get(fault, 7)}])
-    running.await_event("started", 20, key="long")
+    running.await_event("started", 30, key="long")
     if fault is cut_off_with_clients:
         # Only now: a worker that no primary hears from cannot keep a long job.
         beside = {"host": group.primary.host, "env": ENV}
@@ -243,6 +251,7 @@ def test_service_goes_on_and_nothing_is_lost(
     backs = fault(group)
 
     back = backs[-1]
+    gate.touch()
     if is_long:  # what was lost stays away for a while
         running.await_event("finished", 60, count=running.count("finished") + 100)
     if fault is cut_off_with_clients:
@@ -277,7 +286,7 @@ def test_a_renewal_counts_when_a_replica_has_it(group: RedisGroup) -> None:
     url = group.url(replicas=1)
     with TrainProducerOperator(url=url) as producer:
         producer.process(key="a")
-    backend = create_backend(replace(load_settings(url=url).address, heartbeat=1.0))
+    backend = create_backend(replace(load_settings(url=url).address, heartbeat=5.0))
     backend.open()
     try:
         delivery = backend.receive(["train"], 10.0)

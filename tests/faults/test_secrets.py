@@ -27,7 +27,7 @@ def test_no_mishap_shows_the_password(
     process = processes.start(
         "mishaps",
         "mishaps",
-        env={"SYNMANAGER_TIMEOUT": "2", "SYNMANAGER_RECONNECT": "0"},
+        env={"SYNMANAGER_TIMEOUT": "5", "SYNMANAGER_RECONNECT": "0"},
         scheme=broker.scheme,
         port=broker.port,
         closed=free_port(),

@@ -29,7 +29,7 @@ def test_signal_mid_job_lets_it_finish(
 ) -> None:
     keys = director.submit({"key": f"job-{n}", "work": 0 if n else 3} for n in range(3))
     worker = processes.worker("worker", listen=listen)
-    processes.await_event("started", 10)
+    processes.await_event("started", 30)
     worker.signal(number)
     began = time.monotonic()
     assert worker.wait(3 + SOON) == 0
@@ -38,8 +38,8 @@ def test_signal_mid_job_lets_it_finish(
     assert [run.key for run in history.runs] == ["job-0"]
     assert history.done == {"job-0"}
     # What came to it meanwhile goes back with its connection.
-    wait_until(lambda: director.counts().ready == 2, 10, "the others are there")
-    processes.worker("next", burst=True).wait(20)
+    wait_until(lambda: director.counts().ready == 2, 30, "the others are there")
+    processes.worker("next", burst=True).wait(30)
     history = processes.history()
     history.check_nothing_lost()
     assert history.extra_runs == 0
@@ -58,13 +58,13 @@ def test_signal_mid_job_gives_it_back_after_the_grace(
 ) -> None:
     director.submit([{"key": "long", "work": 60}])
     worker = processes.worker("worker", listen=listen, env={"SYNMANAGER_GRACE": "0.5"})
-    processes.await_event("started", 10)
+    processes.await_event("started", 30)
     worker.signal(number)
     began = time.monotonic()
     worker.wait(0.5 + SOON)
     seconds = time.monotonic() - began
     processes.worker("next")
-    processes.await_event("started", 10, who="next")
+    processes.await_event("started", 30, who="next")
     history = processes.history()
     assert [run.attempt for run in history.runs] == [1, 1], "giving back is no failed attempt"
     figures(f"left after {seconds:.2f} s of a job of 60 s; the job was free at once")
@@ -76,15 +76,15 @@ def test_a_second_signal_leaves_at_once(
 ) -> None:
     director.submit([{"key": "long", "work": 60}])
     worker = processes.worker("worker", listen=listen)
-    processes.await_event("started", 10)
+    processes.await_event("started", 30)
     worker.signal(signal.SIGTERM)
-    processes.await_event("asked to leave", 5)
+    processes.await_event("asked to leave", 30)
     worker.signal(signal.SIGTERM)
     began = time.monotonic()
     assert worker.wait(SOON) == 128 + signal.SIGTERM
     seconds = time.monotonic() - began
     processes.worker("next")
-    processes.await_event("started", 10, who="next")
+    processes.await_event("started", 30, who="next")
     figures(f"left after {seconds:.2f} s")
 
 
@@ -94,7 +94,7 @@ def test_signal_when_idle(
 ) -> None:
     director.submit([{"key": "first"}])
     worker = processes.worker("worker", listen=listen)
-    processes.await_event("acked", 10)
+    processes.await_event("acked", 30)
     worker.signal(signal.SIGTERM)
     began = time.monotonic()
     assert worker.wait(SOON) == 0

@@ -68,16 +68,20 @@ def test_work_goes_on_over_tls(
     authority: Authority, broker: Broker, processes: Processes, figures: Callable[[str], None]
 ) -> None:
     """A sound certificate is trusted; and what is cut in between is made anew."""
+    gate = processes.directory / "gate"
     with Proxy(broker.serve_tls(authority.signed("server"))) as proxy:
         url = broker.url(proxy.port, cafile=authority.cafile)
-        processes.producer("singly", keys=[0, 100], pace=0.01, url=url)
+        # The last ones are for after the cut, however long it takes until then.
+        held = {"number": 80, "file": str(gate)}
+        processes.producer("singly", keys=[0, 100], pace=0.01, gate=held, url=url)
         processes.producer("batch", keys=[0, 3000], batch=1000, pace=0.1, url=url)
         processes.worker("worker", url=url, results=False, env={"SYNMANAGER_LEASE": "2"})
         for who in ("singly", "batch"):
-            processes.await_event("ready", 20, who=who)
-        processes.await_event("finished", 20, count=20)
+            processes.await_event("ready", 30, who=who)
+        processes.await_event("finished", 30, count=20)
         proxy.reset()
         cut = time.monotonic()
+        gate.touch()
         keys = {f"singly-{n}" for n in range(100)} | {f"batch-{n}" for n in range(3000)}
         processes.await_done(keys, 120)
         for who in ("singly", "batch"):

@@ -184,12 +184,13 @@ def test_a_server_that_loads_its_data_is_waited_for(
     figures: Callable[[str], None],
 ) -> None:
     processes.worker("worker", results=False)
-    processes.await_event("ready", 10)
+    processes.await_event("ready", 30)
     director.submit({"key": f"job-{n}", "work": 0.1} for n in range(100))
-    processes.await_event("finished", 10, count=3)
+    processes.await_event("finished", 30, count=3)
     began = time.monotonic()
     broker.restart_slowly(seconds=3)
     loaded = time.monotonic()
-    processes.await_done({f"job-{n}" for n in range(100)}, 60)
+    keys = director.submit([{"key": "after"}])  # should the others have been done before
+    processes.await_done({f"job-{n}" for n in range(100)} | keys, 60)
     resumed = processes.history().check_resumed(since=loaded, within=10)
     figures(f"loading took {loaded - began:.1f} s; work again after {resumed:.2f} s")

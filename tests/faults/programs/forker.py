@@ -59,7 +59,7 @@ def fork_consumer() -> None:
         consumer.poll_message(note)
         status = in_child(lambda: consumer.listen_message(note, max_jobs=2))
         journal.write("child", status=status)
-        consumer.listen_message(note, idle_timeout=0.5)
+        consumer.listen_message(note, max_jobs=3)
 
 
 def spawn_by_fork() -> None:
