@@ -19,6 +19,10 @@ from synmanager.testing.network import NetworkBrokerUnderTest
 
 
 class PostgreSQLUnderTest(NetworkBrokerUnderTest):
+    # Each commit waits for a disk that others use as well.
+    delay = 2.0
+    timeout = 3.0
+
     def __init__(self, server: PostgreSQL) -> None:
         super().__init__("127.0.0.1", server.port)
         self._server = server

@@ -16,7 +16,7 @@ import pytest
 from harness.brokers import CANARY, PASSWORD, USER
 from harness.certificates import Authority
 from server import PostgreSQL
-from synmanager_postgresql import PostgreSQLBackend
+from synmanager_postgresql import PostgreSQLBackend, backend
 from synmanager_postgresql.wire import Wire
 
 from synmanager.backends import Address, ExchangeSpec, QueueSpec
@@ -46,6 +46,15 @@ def make(server: PostgreSQL) -> Iterator[Make]:
     yield client
     for client_ in made:
         client_.close()
+
+
+@pytest.fixture
+def called(make: Make, monkeypatch: pytest.MonkeyPatch) -> PostgreSQLBackend:
+    """A client that waits, and looks only when it is called."""
+    monkeypatch.setattr(backend, "_LOOK", 3600.0)
+    client = make(lease=4 * 3600.0)
+    client.open()
+    return client
 
 
 @pytest.fixture
@@ -150,9 +159,9 @@ def test_tls_asks_who_the_server_is(server: PostgreSQL, make: Make, tmp_path: Pa
 def test_a_frozen_server_is_given_up_in_time_and_close_as_well(
     server: PostgreSQL, make: Make, spec: QueueSpec
 ) -> None:
-    client = make(timeout=1.0)
+    make().open()  # which makes the tables, and waits for the disk
+    client = make(timeout=3.0)
     client.open()
-    client.declare(spec)
     server.launcher.freeze()
     try:
         begin = time.monotonic()
@@ -160,7 +169,7 @@ def test_a_frozen_server_is_given_up_in_time_and_close_as_well(
             client.count(spec.name)
         assert not client.is_open
         client.close()
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 20
     finally:
         server.launcher.thaw()
 
@@ -207,17 +216,15 @@ def test_what_no_text_can_hold_is_an_invalid_job(make: Make, spec: QueueSpec) ->
 
 
 def test_another_program_s_insert_wakes_a_waiting_client(
-    server: PostgreSQL, make: Make, spec: QueueSpec
+    server: PostgreSQL, called: PostgreSQLBackend, spec: QueueSpec
 ) -> None:
-    client = make()
-    client.open()
-    client.declare(spec)
-    waiting = in_thread(client.receive, [spec.name], 30.0)
+    called.declare(spec)
+    waiting = in_thread(called.receive, [spec.name], 60.0)
     time.sleep(0.2)  # no call tells that another one is waiting
     server.execute(
         "INSERT INTO synmanager.inbox (queue, body) VALUES (%s, '{\"run\": 1}')", spec.name
     )
-    delivery = waiting.result(1.5)
+    delivery = waiting.result(30)
     assert delivery is not None
     assert delivery.message.body == b'{"run": 1}'
 
@@ -318,15 +325,18 @@ def test_an_interruption_leaves_nothing_half_read(make: Make, spec: QueueSpec) -
     def handler(number: int, frame: FrameType | None) -> None:
         raise Interrupted
 
+    def receive_for_a_while(timer: threading.Timer) -> None:
+        timer.start()
+        client.receive([spec.name], 30)
+
     previous = signal.signal(signal.SIGUSR1, handler)
     main = threading.main_thread().ident
     assert main is not None
     try:
         for pause in (0.05, 0.1, 0.3):
             timer = threading.Timer(pause, signal.pthread_kill, (main, signal.SIGUSR1))
-            timer.start()
             with pytest.raises(Interrupted):
-                client.receive([spec.name], 30)
+                receive_for_a_while(timer)
             timer.join()
             (sent,) = send(client, spec)
             delivery = client.receive([spec.name], 0)
@@ -337,16 +347,15 @@ def test_an_interruption_leaves_nothing_half_read(make: Make, spec: QueueSpec) -
         signal.signal(signal.SIGUSR1, previous)
 
 
-def test_the_journal_keeps_its_order_and_its_bounds(make: Make) -> None:
+def test_the_journal_keeps_its_order_and_its_bounds(make: Make, called: PostgreSQLBackend) -> None:
     log = f"log{uuid4().hex}"
-    client, other = make(), make(journal_bytes=1000)
-    client.open()
+    client, other = called, make(journal_bytes=1000)
     other.open()
     assert client.replay(log) == []
-    waiting = in_thread(lambda: client.replay(log, wait=30.0))
+    waiting = in_thread(lambda: client.replay(log, wait=60.0))
     time.sleep(0.2)  # no call tells that another one is waiting
     client.record(log, [b"0", b"\x00\xff"])
-    assert [entry.data for entry in waiting.result(2.0)] == [b"0", b"\x00\xff"]
+    assert [entry.data for entry in waiting.result(30)] == [b"0", b"\x00\xff"]
 
     def write() -> None:
         for _ in range(20):
