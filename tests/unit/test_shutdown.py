@@ -64,15 +64,20 @@ def finish_when_told(run):
 
 def never_end(run):
     say("running", run)
-    while not asked():
-        time.sleep(0.005)
-    say("asked")
+    try:
+        while not asked():
+            time.sleep(0.005)
+    finally:  # the grace may be over before this thread has noticed
+        say("asked")
     sleep_on()
 
 def never_let_go(run):
-    say("running", run)
+    begins = True
     while True:
         try:
+            if begins:
+                begins = False
+                say("running", run)
             sleep_on()
         except BaseException:
             say("not yet")
@@ -206,7 +211,7 @@ except BaseException as error:
     ) -> None:
         body = """
 from synmanager.engine import shutdown
-shutdown.LAST_RESORT = 1.0
+shutdown.LAST_RESORT = 3.0
 consumer.listen_message(never_let_go)
 """
         with program(body, SYNMANAGER_GRACE="0.1") as process:
@@ -249,7 +254,7 @@ def test_the_last_resort_comes_although_the_job_cannot_be_given_back(error: str)
     body = f"""
 from synmanager.engine import shutdown
 from synmanager.errors import PublishRefused
-shutdown.LAST_RESORT = 1.0
+shutdown.LAST_RESORT = 3.0
 def refuse(*arguments, **options):
     raise {error}
 consumer._session.backend.nack = refuse
@@ -431,10 +436,12 @@ def never_return(run):
     native.pthread_mutex_lock(lock)
     native.pthread_mutex_lock(lock)
 
+told = threading.Event()
 def tell_when_asked():
     while not asked():
         time.sleep(0.005)
     say("asked")
+    told.set()
 
 give_back = consumer._session.backend.nack
 def nack(delivery, **how):
@@ -454,7 +461,7 @@ class TestDeafMainThread:
         with program(body, SYNMANAGER_GRACE="0.1") as process:
             assert read(process) == "running 0"
             process.send_signal(number)
-            assert end(process) == ["asked", self.BACK]
+            assert self.BACK in end(process)
             assert process.returncode == 128 + number
 
     def test_so_it_is_in_a_loop_in_a_callback(self, number: signal.Signals) -> None:
@@ -462,7 +469,6 @@ class TestDeafMainThread:
         with program(body, SYNMANAGER_GRACE="0.1") as process:
             assert read(process) == "running 1"
             process.send_signal(number)
-            assert read(process) == "asked"
             end(process)
             assert process.returncode == 128 + number
 
@@ -485,8 +491,7 @@ mutex = ctypes.create_string_buffer(256)
 native.pthread_mutex_lock(mutex)
 
 def let_go():
-    while not asked():
-        time.sleep(0.005)
+    told.wait()
     time.sleep(0.05)
     native.pthread_mutex_unlock(mutex)
 
