@@ -122,7 +122,7 @@ class Roles:
         producer, consumer = grid.producer("train"), grid.consumer("train")
 
         def again(run: int) -> None:
-            raise Retry(delay=1.0)  # later than the next two are submitted
+            raise Retry(delay=2.0)  # later than the next two are submitted
 
         job_id = producer.submit({"run": 0}, priority=rank)
         assert consumer.poll_message(again) is None

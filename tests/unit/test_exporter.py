@@ -257,7 +257,7 @@ def test_one_that_nobody_looks_at_counts_nothing_until_somebody_does(
 
     def is_quiet() -> bool:
         before = len(counted)
-        time.sleep(0.5)
+        time.sleep(1.0)
         return len(counted) == before
 
     until(is_quiet, "nothing is counted")

@@ -262,6 +262,6 @@ def test_connecting_and_disconnecting_beside_the_work_leaves_no_threads(grid: Gr
         time.sleep(0.002)
     is_over.set()
     join()
-    assert max(most) < 10
+    assert max(most) < 50  # and if none ended, up to 100
     consumer.disconnect()
     until(lambda: not set(keepers()) - before, "the threads end")

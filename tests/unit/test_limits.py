@@ -200,7 +200,7 @@ class TestDeaf:
     def test_when_the_broker_is_away_it_is_ended_all_the_same(
         self, grid: Grid, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "LAST_RESORT", 0.5)
+        monkeypatch.setattr(limits, "LAST_RESORT", 2.0)  # after which this process would end
         bench = Bench(grid, time_limit=SOON, grace=SOON)
         back = threading.Event()
 
@@ -247,6 +247,7 @@ class TestDeaf:
         assert max(seen) <= 20
 
     def test_without_a_limit_there_is_no_thread(self, grid: Grid) -> None:
+        until(lambda: not watchers(), "those of earlier tests end")
         bench = Bench(grid)
         grid.put({})
         seen: list[int] = []

@@ -58,10 +58,10 @@ def test_a_test_without_an_end_is_ended() -> None:
 @pytest.mark.parametrize("outcome", [pytest.skip, pytest.fail])
 def test_a_test_ends_as_it_ends(outcome: Callable[[str], None]) -> None:
     done = []
-    watched(lambda: done.append(1), PATIENCE)()
+    watched(lambda: done.append(1), 30)()
     assert done == [1]
     with pytest.raises(BaseException, match="for a reason"):
-        watched(lambda: outcome("for a reason"), PATIENCE)()
+        watched(lambda: outcome("for a reason"), 30)()
 
 
 def _raise(error: Exception) -> None:

@@ -41,7 +41,7 @@ class FakeRedisUnderTest(BrokerUnderTest):
     # Real time: the backend compares the server's clock with its own, and both would have to be
     # moved together.
     lease = 0.5
-    delay = 0.5
+    delay = 1.0  # in which others look that nothing is due, however slow they are
     quiet = 0.03
 
     def __init__(self) -> None:

@@ -258,11 +258,14 @@ def test_whom_a_signal_tears_out_of_the_wait_wakes_the_next(jobs: Jobs) -> None:
     def leave(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def wait() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        first.wait(60)
+
     previous = signal.signal(signal.SIGALRM, leave)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KeyboardInterrupt):
-            first.wait(60)
+            wait()
     finally:
         signal.signal(signal.SIGALRM, previous)
     bells_of_client(client).take_down(first)

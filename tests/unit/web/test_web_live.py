@@ -66,7 +66,7 @@ def test_ten_thousand_events_are_few_messages(grid: Grid, site: Site) -> None:
             sent += 1
             if "9,999" in json.dumps(message) or "100 %" in json.dumps(message):
                 break
-    assert site.observer.read == 10_000
+    until(lambda: site.observer.read == 10_000, "all read")  # it may be rounded up
     assert sent <= 2 * (time.monotonic() - began) + 2
 
 
