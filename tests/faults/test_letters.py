@@ -5,14 +5,15 @@ The process of a classic queue says how much it has before it does what it was t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 from harness.rabbitmq import RabbitMQ
 
 from synmanager.backends import QueueSpec
-from synmanager.backends.rabbitmq import RabbitMQBackend, letters
+from synmanager.backends.rabbitmq import RabbitMQBackend, lane, letters
 from synmanager.backends.rabbitmq.lane import Lane
 from synmanager.settings import parse_url
 from synmanager.testing.steps import make_message, make_spec, publish, take
@@ -53,6 +54,30 @@ def test_they_are_counted(
     monkeypatch.setattr(Lane, "close", hold_and_close)
     assert len(client.dead_letters(spec.name, 10)) == 3
     assert client.count(spec.name).dead == 3
+
+
+def test_they_are_awaited_where_the_queue_is_slow_to_take_a_consumer(
+    broker: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than between two of them."""
+    broker.make_queues_of("quorum")
+    ask = Lane._ask
+
+    def hold_and_ask(asking: Lane, methods: Iterable[Any]) -> None:
+        monkeypatch.setattr(Lane, "_ask", ask)
+        broker.hold_queue(f"{spec.name}.dead", 2 * HELD)
+        ask(asking, methods)
+
+    with closing(RabbitMQBackend(parse_url(broker.url()))) as client:
+        client.open()
+        spec = make_spec()
+        client.declare(spec)
+        publish(client, spec, *(make_message(str(number)) for number in range(3)))
+        for _ in range(3):
+            client.bury(take(client, spec), "why")
+        monkeypatch.setattr(lane, "_PAUSE", HELD)
+        monkeypatch.setattr(Lane, "_ask", hold_and_ask)
+        assert len(client.dead_letters(spec.name, 10)) == 3
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,7 @@ class Lane:
         self._has_prefetch = False  # that of one, which a delivery has
         self._consumers = {queue: None}
         self._ask([Basic.Consume(queue=queue, consumer_tag=queue)])
+        self._wait(lambda: not self._unanswered)  # for which a quorum queue asks its disks
         arrived, before = self._arrived, -1
         while before < len(arrived) < most and not self._end:
             before = len(arrived)
