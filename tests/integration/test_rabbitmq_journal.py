@@ -15,6 +15,7 @@ from wire import Wire
 
 from synmanager.backends.rabbitmq import RabbitMQBackend, journal
 from synmanager.backends.rabbitmq.journal import EXCHANGE, stream
+from synmanager.backends.rabbitmq.tape import Tape
 from synmanager.errors import BrokerUnavailable, TopologyError
 from synmanager.settings import parse_url
 from synmanager.testing.steps import in_thread
@@ -94,6 +95,23 @@ def test_what_it_costs(
     assert spent(wire, wait) == {}
     client.record(log, [b"3"])
     assert [entry.data for entry in waiting.result(10)] == [b"3"]
+
+
+def test_who_has_written_the_first_entry_knows_that_there_is_one(
+    client: RabbitMQBackend, log: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ before 4.0 says so a while after it has confirmed it."""
+    known: list[bool] = []
+    start = Tape.start
+
+    def note(tape: Tape, *, is_written: bool) -> None:
+        known.append(is_written)
+        start(tape, is_written=is_written)
+
+    monkeypatch.setattr(Tape, "start", note)
+    client.record(log, [b"1"])
+    assert [entry.data for entry in client.replay(log)] == [b"1"]
+    assert known == [True]
 
 
 def test_many_looks_are_cheap(wire: Wire, counted: RabbitMQBackend, log: str) -> None:
@@ -229,6 +247,26 @@ def test_who_writes_to_a_stream_that_is_deleted_goes_on_in_the_new_one(
         each.result(60)
     for client in clients:
         client.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_a_queue_in_the_place_of_a_stream_keeps_what_it_has(
+    client: RabbitMQBackend, plain: Any, log: str, kind: str, count: int
+) -> None:
+    plain.queue_declare(stream(log), durable=True, arguments={"x-queue-type": kind})
+    plain.confirm_delivery()
+    for _ in range(count):
+        plain.basic_publish("", stream(log), b"somebody's")
+    with pytest.raises(TopologyError, match="is no stream|invalid arg"):
+        client.replay(log)
+    client.close()
+
+    def has_all() -> bool:
+        declared = plain.queue_declare(stream(log), passive=True)
+        return bool(declared.method.message_count == count)
+
+    until(has_all, "all have gone back")
 
 
 def test_a_log_is_written_to_by_who_finds_its_exchange_gone(

@@ -491,7 +491,7 @@ class RabbitMQBackend(NativeBackend):
             is_there = is_met is False
             first_words(self._nodes.current, self.address, log, left, is_there=is_there)
             with self._connected():
-                self._journal.meet(log, is_there=True)
+                self._journal.meet(log, is_there=True, is_written=True)
 
     def replay(
         self, log: str, after: str | float = 0.0, *, wait: float = 0.0, limit: int = 1000

@@ -64,9 +64,11 @@ class Journal:
                 return None
         return self._met.get(log, False)
 
-    def meet(self, log: str, *, is_there: bool) -> None:
-        """Take note that a log may be read, and whether its stream can be used."""
+    def meet(self, log: str, *, is_there: bool, is_written: bool = False) -> None:
+        """Take note that a log may be read, whether its stream can be used, and has anything."""
         self._met[log] = is_there
+        if is_written:
+            self._written.add(log)
 
     def append(
         self,

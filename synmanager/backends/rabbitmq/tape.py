@@ -209,12 +209,12 @@ class Tape(Lane):
     def _note_message(
         self, consumer: str, method: Any, properties: BasicProperties, body: bytes
     ) -> None:
-        if consumer == _END:
-            self._ends.append(method.delivery_tag)
-            return
         offset = (properties.headers or {}).get(_OFFSET)
         if offset is None:  # a queue, whose messages go back when the channel is closed
             self._is_no_stream = self._is_gone = True
+            return
+        if consumer == _END:
+            self._ends.append(method.delivery_tag)
             return
         self.has_any = True
         self._unacked.append(method.delivery_tag)
