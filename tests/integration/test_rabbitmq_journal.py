@@ -258,7 +258,7 @@ def test_a_queue_in_the_place_of_a_stream_keeps_what_it_has(
     plain.confirm_delivery()
     for _ in range(count):
         plain.basic_publish("", stream(log), b"somebody's")
-    with pytest.raises(TopologyError, match="is no stream|invalid arg"):
+    with pytest.raises(TopologyError, match="is no stream"):
         client.replay(log)
     client.close()
 

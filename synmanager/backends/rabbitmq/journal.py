@@ -13,8 +13,8 @@ from synmanager.backends.rabbitmq.faults import NOT_FOUND
 from synmanager.backends.rabbitmq.frames import Content
 from synmanager.backends.rabbitmq.lane import Unaccepted, Unconfirmed
 from synmanager.backends.rabbitmq.link import Link
-from synmanager.backends.rabbitmq.tape import Tape
-from synmanager.errors import BrokerUnavailable, PublishRefused, SynmanagerError
+from synmanager.backends.rabbitmq.tape import OFFSET, Tape
+from synmanager.errors import BrokerUnavailable, PublishRefused, SynmanagerError, TopologyError
 
 __all__ = ["EXCHANGE", "Journal", "stream"]
 
@@ -125,6 +125,10 @@ class Journal:
                 except BaseException as error:
                     if self._link.is_sound_after(error):
                         tape.close()
+                    if _is_no_stream(error):
+                        raise TopologyError(
+                            f"{stream(log)!r} is no stream; delete it, and it is made anew"
+                        ) from error
                     if not _is_not_found(error):
                         raise
                 if not tape.is_over:
@@ -205,6 +209,12 @@ class Journal:
                 tape.close()
         self._is_watched = bool(self._tapes)
         return not self._is_watched
+
+
+def _is_no_stream(error: BaseException) -> bool:
+    return isinstance(error, ChannelClosedByBroker) and f"invalid arg '{OFFSET}'" in str(
+        error.reply_text
+    )
 
 
 def _is_not_found(error: BaseException) -> bool:

@@ -21,12 +21,11 @@ from pika.spec import Basic, BasicProperties
 from synmanager.backends.base import Entry
 from synmanager.backends.rabbitmq import properties as meta
 from synmanager.backends.rabbitmq.lane import Lane
-from synmanager.errors import TopologyError
 
 if TYPE_CHECKING:
     from synmanager.backends.rabbitmq.link import Link
 
-__all__ = ["Tape"]
+__all__ = ["OFFSET", "Tape"]
 
 #: Entries that may be on their way to us, and among them those that are kept to be spent; and of
 #: which so many are enough in a stream, as to have them sent again costs as much as ten looks.
@@ -47,7 +46,9 @@ _END_OF_TIME = 253_402_300_799
 #: The names of the consumers: of the one that reads, and of the one that shows the end.
 _READER, _END = "reader", "end"
 
-_OFFSET = "x-stream-offset"
+#: Where a consumer begins to read, and where in the stream an entry lies. No queue but a stream
+#: lets anybody consume who says the first.
+OFFSET = "x-stream-offset"
 
 
 class Tape(Lane):
@@ -75,7 +76,6 @@ class Tape(Lane):
         self._unacked: deque[int] = deque()  # tags, of what was read and of what was not
         self._ends: list[int] = []  # the tags of what shows the end
         self._is_gone = False
-        self._is_no_stream = False
         self.has_any = False
         super().__init__(link, is_aside=True)
 
@@ -152,8 +152,6 @@ class Tape(Lane):
 
     def hand_out(self, limit: int) -> list[Entry]:
         """What has come, and was not handed out before."""
-        if self._is_no_stream:
-            raise TopologyError(f"{self._queue!r} is no stream; delete it, and it is made anew")
         count = min(limit, len(self._entries))
         found = [self._entries.popleft() for _ in range(count)]
         if found:
@@ -203,19 +201,16 @@ class Tape(Lane):
 
     def _consume(self, consumer: str, place: Any) -> None:
         self._ask(
-            [Basic.Consume(queue=self._queue, consumer_tag=consumer, arguments={_OFFSET: place})]
+            [Basic.Consume(queue=self._queue, consumer_tag=consumer, arguments={OFFSET: place})]
         )
 
     def _note_message(
         self, consumer: str, method: Any, properties: BasicProperties, body: bytes
     ) -> None:
-        offset = (properties.headers or {}).get(_OFFSET)
-        if offset is None:  # a queue, whose messages go back when the channel is closed
-            self._is_no_stream = self._is_gone = True
-            return
         if consumer == _END:
             self._ends.append(method.delivery_tag)
             return
+        offset = properties.headers[OFFSET]
         self.has_any = True
         self._unacked.append(method.delivery_tag)
         if offset > self._last:
