@@ -56,8 +56,7 @@ class Journal:
             try:
                 with self._link.lane(is_aside=True) as lane:
                     if lane.call("queue_declare", stream(log), passive=True).message_count:
-                        self._written.add(log)
-                        self.meet(log, is_there=True)
+                        self.meet(log, is_there=True, is_written=True)
             except ChannelClosedByBroker as error:
                 if not _is_not_found(error):
                     raise
