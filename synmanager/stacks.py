@@ -8,7 +8,7 @@ import sys
 from threading import Lock, get_ident
 from types import FrameType
 
-__all__ = ["is_on_stack", "stack_of"]
+__all__ = ["is_held_here", "is_on_stack", "stack_of"]
 
 #: Nothing is collected because we said so. If an interruption leaves this behind, the next call
 #: sees to it.
@@ -26,6 +26,11 @@ _CAN_REST = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENER
 
 #: Looks at a stack that changes meanwhile; each next one is needed in less than a hundredth.
 _LOOKS = 20
+
+
+def is_held_here(name: str, value: object) -> bool:
+    """Whether a function further up this thread's own stack has this in a variable of that name."""
+    return any(frame.f_locals.get(name) is value for frame in stack_of(get_ident()))
 
 
 def is_on_stack(thread: int, frame: FrameType) -> bool:

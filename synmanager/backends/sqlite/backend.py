@@ -32,10 +32,10 @@ from synmanager.backends.base import (
     check_place,
 )
 from synmanager.backends.options import flag, read_options
-from synmanager.backends.sqlite import file, logs, rows, tables
+from synmanager.backends.sqlite import file, forks, logs, rows, tables
 from synmanager.backends.sqlite.bells import Bell, Bells
 from synmanager.backends.sqlite.clocks import Clocks, Watch
-from synmanager.backends.sqlite.connections import CommitInDoubt, Connections, inherited
+from synmanager.backends.sqlite.connections import CommitInDoubt, Connections
 from synmanager.backends.sqlite.faults import Full, damaged, translate
 from synmanager.errors import (
     BrokerUnavailable,
@@ -46,7 +46,6 @@ from synmanager.errors import (
     SynmanagerError,
     TopologyError,
     Unroutable,
-    Unsupported,
 )
 from synmanager.interrupts import is_from_handler
 from synmanager.message import Message
@@ -176,11 +175,7 @@ class SQLiteBackend(QueueBackend):
     # Life cycle
 
     def open(self) -> None:
-        if inherited():
-            raise Unsupported(
-                "this process was forked while another thread was in the middle of an SQLite "
-                "transaction, after which SQLite cannot be used here"
-            )
+        forks.check()
         if self.is_open:
             return
         former, self._connections = self._connections, None

@@ -2,9 +2,6 @@
 
 Not one connection under a lock: a lock that a signal handler's exception orphans hangs everybody
 for good, a connection that is lost on the way is closed by the garbage collector.
-
-SQLite's connections must not cross a fork, not even to be closed: what SQLite knows of its locks
-is a table of the process, and a copied one lies. So all are closed just before a fork.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ import fcntl
 import os
 import random
 import sqlite3
-import sys
 import threading
 import time
 import weakref
@@ -22,24 +18,20 @@ from contextlib import suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn, TypeVar
 
-from synmanager.backends.sqlite import file
+from synmanager.backends.sqlite import file, forks
 from synmanager.backends.sqlite.faults import Full, Locked, is_busy, translate
 from synmanager.errors import BrokerUnavailable, SynmanagerError, Unsupported
 from synmanager.interrupts import is_from_handler
-from synmanager.stacks import is_on_stack
+from synmanager.stacks import is_held_here
 
-__all__ = ["CommitInDoubt", "Connections", "inherited"]
+__all__ = ["CommitInDoubt", "Connections"]
 
 T = TypeVar("T")
 
 #: Seconds between two tries to get a lock that another has; grows from the first to the last.
 _SOONEST, _LATEST = 0.0002, 0.01
-
-#: Seconds that a fork waits for the calls of other threads.
-_FORK_PATIENCE = 5.0
 
 
 class CommitInDoubt(BrokerUnavailable):
@@ -57,6 +49,7 @@ class _Connection:
         self.is_inherited = False
         self.ref = weakref.ref(self)
         self._lock = lock
+        self._leave = forks.leaver(self)
         self._db: sqlite3.Connection | None = None
 
     @property
@@ -65,18 +58,12 @@ class _Connection:
         return self._db
 
     def connect(self, path: Path) -> None:
-        me = threading.get_ident()
-        deadline = time.monotonic() + _FORK_PATIENCE
-        _connecting[me] = sys._getframe()
-        while _forking - {me} and time.monotonic() < deadline:
-            _connecting.pop(me, None)
-            time.sleep(_SOONEST)
-            _connecting[me] = sys._getframe()
+        forks.enter(self)
         try:
             self._db = file.connect(path)
-            _open.add(self)
-        finally:
-            _connecting.pop(me, None)
+        except BaseException:
+            self._leave()
+            raise
 
     def try_lock(self) -> bool:
         try:
@@ -99,7 +86,7 @@ class _Connection:
         """Roll back, disconnect and unlock. Idempotent."""
         if self._db is not None:
             self._db.close()
-            _open.discard(self)
+        self._leave()
         self._lock.close()
 
     def __del__(self) -> None:
@@ -108,6 +95,7 @@ class _Connection:
         # No globals: this is also how a program ends.
         if self._db is not None and not self.is_inherited:
             self._db.close()
+        self._leave()
         self._lock.close()
 
 
@@ -132,7 +120,7 @@ class Connections:
         self._file: tuple[int, int] | None = None
         self.closed = False
         self.ready = False
-        _all.add(self)
+        forks.watch(self)
 
     def open(self, *, mkdir: bool = False) -> None:
         """Connect for the first time: examine the file, or make it.
@@ -268,7 +256,7 @@ class Connections:
             return connection
 
     def _give_back(self, connection: _Connection) -> None:
-        if self.closed or _forking:
+        if self.closed or forks.is_near():
             connection.close()
             return
         self._idle.append(connection)
@@ -364,8 +352,6 @@ class Connections:
         raise ours from error
 
 
-_all: weakref.WeakSet[Connections] = weakref.WeakSet()
-
 #: What is in the middle of a transaction, by thread and file. References by hand: a
 #: WeakValueDictionary costs every transaction a twentieth of its time.
 _writing: dict[tuple[int, str], weakref.ref[_Connection]] = {}
@@ -374,70 +360,14 @@ _writing: dict[tuple[int, str], weakref.ref[_Connection]] = {}
 def _is_interrupted(me: tuple[int, str]) -> bool:
     """Whether this thread is in the middle of a transaction on the file, further up its stack."""
     reference = _writing.get(me)
-    connection = reference() if reference is not None else None
-    if connection is None:
+    found = reference() if reference is not None else None
+    if found is None:
         return False
-    frame = sys._getframe()
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_locals.get("connection") is connection:
-            return True
+    if is_held_here("connection", found):
+        return True
     _writing.pop(me, None)  # no: it was interrupted so badly that it could not even end it
-    connection.close()
+    found.close()
     return False
 
 
-#: The connections of this process that SQLite knows of.
-_open: weakref.WeakSet[_Connection] = weakref.WeakSet()
-
-#: Those of a parent that could not be closed in time, kept from ever being closed.
-_inherited: list[_Connection] = []
-
-#: Threads for which SQLite makes a connection, and the frames that wait for it; and threads that
-#: fork. Each notes itself before it looks for the other. No lock: what is left here, by whoever was
-#: interrupted, costs others some patience at most.
-_connecting: dict[int, FrameType] = {}
-_forking: set[int] = set()
-
-
-def inherited() -> bool:
-    """Whether a connection has crossed a fork, after which SQLite cannot be trusted here."""
-    return bool(_inherited)
-
-
-def _before_fork() -> None:
-    me = threading.get_ident()
-    _forking.add(me)
-    deadline = time.monotonic() + _FORK_PATIENCE
-    while True:
-        for connections in tuple(_all):
-            connections.forget_idle()
-        if any(thread == me and ref() is not None for (thread, _), ref in tuple(_writing.items())):
-            break
-        others = [each for each in tuple(_connecting.items()) if each[0] != me]
-        if not _open and not any(is_on_stack(*each) for each in others):
-            break
-        if time.monotonic() > deadline:
-            break
-        time.sleep(_SOONEST)
-
-
-def _after_fork_in_parent() -> None:
-    _forking.discard(threading.get_ident())
-
-
-def _after_fork_in_child() -> None:
-    _connecting.clear()
-    _forking.clear()
-    _writing.clear()
-    for connection in tuple(_open):
-        connection.is_inherited = True
-        _inherited.append(connection)
-    _open.clear()
-
-
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+os.register_at_fork(after_in_child=_writing.clear)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import _sqlite3
+import ctypes
 import gc
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +20,7 @@ from sqlite_file import SPEC, Jobs, publish, take
 from threads import until
 
 from synmanager.backends import Address
-from synmanager.backends.sqlite import SQLiteBackend, connections
+from synmanager.backends.sqlite import SQLiteBackend, file, forks
 from synmanager.backends.sqlite import backend as driver
 from synmanager.backends.sqlite.file import bells_of
 from synmanager.errors import BrokerUnavailable, LeaseLost, Unsupported
@@ -38,9 +42,14 @@ def bells(jobs: Jobs) -> list[str]:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Run in a fork; return its exit status: 0, or 1 for whatever it raised."""
+    """Run in a fork; return its exit status: 0, or 1 for whatever it raised.
+
+    One that stands still is killed by its alarm, within a minute.
+    """
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
         try:
             work()
         except BaseException as error:
@@ -406,8 +415,117 @@ class TestForks:
             with pytest.raises(Unsupported, match="forked"):
                 client.open()
 
+        began = time.monotonic()
         assert connection.write(lambda db: in_child(child)) == 0
+        assert connection.read(lambda db: in_child(child)) == 0
+        assert time.monotonic() - began < forks._PATIENCE  # nobody waits for what waits for them
         publish(client)
+
+    def test_a_child_of_a_moment_in_which_another_thread_connects_is_refused(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(forks, "_PATIENCE", 0.2)
+        client, other = jobs.open(), jobs.client()
+        reached, go = threading.Event(), threading.Event()
+        connect = file.connect
+
+        def stand(path: Path) -> sqlite3.Connection:
+            if threading.current_thread() is thread:
+                reached.set()
+                go.wait(60)
+            return connect(path)
+
+        monkeypatch.setattr(file, "connect", stand)
+        thread = threading.Thread(target=other.open)
+        thread.start()
+        assert reached.wait(60)
+
+        def child() -> None:
+            client.abandon()
+            with pytest.raises(Unsupported, match="forked"):
+                client.open()
+
+        assert in_child(child) == 0
+        go.set()
+        thread.join(60)
+        publish(client)
+        assert take(other).attempt == 1
+
+    @pytest.mark.usefixtures("unraisable_is_dropped")
+    def test_a_child_of_a_moment_in_which_the_collector_closes_is_refused(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What the collector closes, in any thread, no weak reference finds any more."""
+        monkeypatch.setattr(forks, "_PATIENCE", 0.2)
+        client = jobs.open()
+        publish(client)
+        connection = client._connections
+        assert connection is not None
+        (lost,) = connection._idle
+        connection._idle.clear()
+        reached, go = threading.Event(), threading.Event()
+
+        class Slow:
+            def close(self, db: sqlite3.Connection = lost.db) -> None:
+                reached.set()
+                go.wait(60)
+                db.close()
+
+        lost._db = Slow()  # type: ignore[assignment]
+        lost.cycle = lost  # type: ignore[attr-defined]
+        del lost
+        thread = threading.Thread(target=gc.collect)
+        thread.start()
+        assert reached.wait(60)
+
+        def child() -> None:
+            client.abandon()
+            with pytest.raises(Unsupported, match="forked"):
+                client.open()
+
+        assert in_child(child) == 0
+        go.set()
+        thread.join(60)
+        assert not forks._open
+        assert in_child(lambda: jobs.open().close()) == 0
+
+    def test_a_fork_that_was_never_over_holds_nobody_up_for_long(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(forks._forking, -1, time.monotonic() - 0.01)
+        client = jobs.open()
+        publish(client)
+        assert client._connections is not None
+        assert client._connections._idle
+
+    def test_a_child_of_a_moment_in_which_others_are_in_sqlite_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, jobs: Jobs
+    ) -> None:
+        """Its own locks, which a thread of the caller's own has, are held for good in a child."""
+        library = ctypes.CDLL(_sqlite3.__file__)
+        library.sqlite3_mutex_alloc.restype = ctypes.c_void_p
+        of_memory = ctypes.c_void_p(library.sqlite3_mutex_alloc(3))  # SQLITE_MUTEX_STATIC_MEM
+        client = jobs.client()
+        held, go = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            library.sqlite3_mutex_enter(of_memory)
+            held.set()
+            go.wait(60)
+            library.sqlite3_mutex_leave(of_memory)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert held.wait(60)
+
+        def child() -> None:
+            monkeypatch.setattr(forks, "_PATIENCE", 0.2)
+            with pytest.raises(Unsupported, match="forked"):
+                client.open()
+
+        assert in_child(child) == 0
+        go.set()
+        thread.join(60)
 
     def test_a_daemon_that_closes_all_files(self, jobs: Jobs) -> None:
         client = jobs.open()
@@ -448,13 +566,14 @@ def test_a_call_in_a_closed_client_in_the_middle_of_others(jobs: Jobs) -> None:
         thread.join(10)
     assert [type(error) for error in errors] == [BrokerUnavailable] * 8
     assert jobs.open().count(SPEC.name).leased == 0
-    assert not [c for c in connections._open if c._db is None]
+    gc.collect()
+    assert len(forks._open) == 1  # the last one's
 
 
 def test_a_backend_is_gone_with_its_last_user(jobs: Jobs) -> None:
     gc.collect()  # what earlier tests have left
-    before = len(connections._open)
+    before = len(forks._open)
     client = SQLiteBackend(Address("sqlite", path=str(jobs.path)))
     client.open()
     del client
-    assert len(connections._open) == before
+    assert len(forks._open) == before
