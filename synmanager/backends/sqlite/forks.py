@@ -29,8 +29,9 @@ __all__ = ["check", "enter", "is_near", "leaver", "watch"]
 #: waits for its first one.
 _PATIENCE = 5.0
 
-#: Seconds between two looks.
-_PAUSE = 0.0002
+#: Seconds between two looks; and how many of them count at most, whatever the clock says: a machine
+#: that was paused has waited for nothing.
+_PAUSE, _LONGEST_PAUSE = 0.0002, 0.05
 
 _HELD = (
     "this process was forked while another thread was in the middle of SQLite, after which SQLite "
@@ -118,8 +119,11 @@ def check() -> None:
         return
     trial = threading.Thread(target=_try, name="synmanager-sqlite-trial", daemon=True)
     trial.start()
-    trial.join(_PATIENCE)
-    if trial.is_alive():
+    for _ in range(round(_PATIENCE / _LONGEST_PAUSE)):
+        trial.join(_LONGEST_PAUSE)
+        if not trial.is_alive():
+            break
+    else:
         raise Unsupported(_HELD)
     _is_new = False
 
@@ -130,25 +134,27 @@ def _try() -> None:
 
 
 def _before_fork() -> None:
-    deadline = time.monotonic() + _PATIENCE
-    _forking[threading.get_ident()] = deadline + _PATIENCE
-    while True:
+    me = threading.get_ident()
+    waited, last = 0.0, time.monotonic()
+    while waited < _PATIENCE:
+        _forking[me] = last + _PATIENCE
         for keeper in tuple(_keepers):
             keeper.forget_idle()
-        left = tuple(_open.values())
-        if not left or time.monotonic() > deadline:
+        if not _open:
             return
-        if any(is_held_here("connection", ref()) for ref in left if ref() is not None):
+        left = [each for each in (ref() for ref in tuple(_open.values())) if each is not None]
+        if any(is_held_here("connection", each) for each in left):
             return  # this thread was interrupted in the middle of it, and would wait for itself
         time.sleep(_PAUSE)
+        now = time.monotonic()
+        waited, last = waited + min(now - last, _LONGEST_PAUSE), now
 
 
 def _after_fork_in_parent() -> None:
-    end = _forking.pop(threading.get_ident(), 0.0)
-    if time.monotonic() > end - _PATIENCE:
-        for key, ref in tuple(_open.items()):
-            if ref() is None:  # the collector was interrupted: it would be done long ago
-                _open.pop(key, None)
+    _forking.pop(threading.get_ident(), None)
+    for key, ref in tuple(_open.items()):
+        if ref() is None:  # the collector was interrupted in its work: no other fork waits for it
+            _open.pop(key, None)
 
 
 def _after_fork_in_child() -> None:

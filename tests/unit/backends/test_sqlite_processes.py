@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,6 +58,17 @@ def in_child(work: Callable[[], None]) -> int:
             os._exit(1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def is_refused_in_child(client: SQLiteBackend) -> bool:
+    """Whether a fork made now is told that SQLite cannot be used in it."""
+
+    def child() -> None:
+        client.abandon()
+        with pytest.raises(Unsupported, match="forked"):
+            client.open()
+
+    return in_child(child) == 0
 
 
 class TestBells:
@@ -410,14 +422,9 @@ class TestForks:
         connection = client._connections
         assert connection is not None
 
-        def child() -> None:
-            client.abandon()
-            with pytest.raises(Unsupported, match="forked"):
-                client.open()
-
         began = time.monotonic()
-        assert connection.write(lambda db: in_child(child)) == 0
-        assert connection.read(lambda db: in_child(child)) == 0
+        assert connection.write(lambda db: is_refused_in_child(client))
+        assert connection.read(lambda db: is_refused_in_child(client))
         assert time.monotonic() - began < forks._PATIENCE  # nobody waits for what waits for them
         publish(client)
 
@@ -440,12 +447,7 @@ class TestForks:
         thread.start()
         assert reached.wait(60)
 
-        def child() -> None:
-            client.abandon()
-            with pytest.raises(Unsupported, match="forked"):
-                client.open()
-
-        assert in_child(child) == 0
+        assert is_refused_in_child(client)
         go.set()
         thread.join(60)
         publish(client)
@@ -478,16 +480,45 @@ class TestForks:
         thread.start()
         assert reached.wait(60)
 
-        def child() -> None:
-            client.abandon()
-            with pytest.raises(Unsupported, match="forked"):
-                client.open()
-
-        assert in_child(child) == 0
+        assert is_refused_in_child(client)
         go.set()
         thread.join(60)
         assert not forks._open
         assert in_child(lambda: jobs.open().close()) == 0
+
+    def test_a_machine_that_was_paused_has_waited_for_nothing(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = jobs.open()
+        connection = client._connections
+        assert connection is not None
+        reached, go = threading.Event(), threading.Event()
+
+        def stand(db: sqlite3.Connection) -> None:
+            reached.set()
+            go.wait(60)
+
+        thread = threading.Thread(target=connection.read, args=(stand,))
+        thread.start()
+        assert reached.wait(60)
+        skipped = 0.0
+
+        def pause(seconds: float) -> None:
+            nonlocal skipped
+            skipped = 3600.0
+            go.set()
+            time.sleep(seconds)
+
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + skipped, sleep=pause)
+        monkeypatch.setattr(forks, "time", clock)
+
+        def child() -> None:
+            client.abandon()
+            client.open()
+            client.close()
+
+        assert in_child(child) == 0
+        thread.join(60)
 
     def test_a_fork_that_was_never_over_holds_nobody_up_for_long(
         self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
@@ -518,12 +549,8 @@ class TestForks:
         thread.start()
         assert held.wait(60)
 
-        def child() -> None:
-            monkeypatch.setattr(forks, "_PATIENCE", 0.2)
-            with pytest.raises(Unsupported, match="forked"):
-                client.open()
-
-        assert in_child(child) == 0
+        monkeypatch.setattr(forks, "_PATIENCE", 0.2)
+        assert is_refused_in_child(client)
         go.set()
         thread.join(60)
 
