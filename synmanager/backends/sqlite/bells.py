@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from synmanager.backends.sqlite.file import LOCK
+from synmanager.backends.sqlite.file import LOCK, open_up
 from synmanager.interrupts import is_from_handler
 
 __all__ = ["Bell", "Bells"]
@@ -254,8 +254,7 @@ class Bells:
                 if name[0] == "." and name != LOCK:
                     self._ring(name)
                 elif name.startswith(_SHARED):
-                    with suppress(OSError):
-                        _open_up(os.path.join(self._name, name), self._mode)
+                    open_up(os.path.join(self._name, name), self._mode)
 
     def forget(self) -> None:
         """In the child after a fork: the bells are the parent's."""
@@ -288,8 +287,3 @@ def _give_away(path: str, like: os.stat_result) -> None:
         with suppress(OSError):
             os.chown(path, owner, like.st_gid)
             return
-
-
-def _open_up(path: str, mode: int) -> None:
-    if os.stat(path).st_mode & 0o777 != mode:
-        os.chmod(path, mode)

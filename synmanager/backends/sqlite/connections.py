@@ -137,7 +137,7 @@ class Connections:
             file.make_bells(self._path)
             connection = _Connection(FileIO(file.lock_of(self._path)))
             self._lock(connection, deadline)
-            file.clear_away(self._path)
+            file.make(self._path)
             self._connect(connection, deadline)
             file.examine(connection.db, self._path)
             file.make_bells(self._path)

@@ -94,6 +94,10 @@ def why_not_written(path: Path) -> str:
     # Not by opening it: closing a descriptor of the file would drop the process's locks on it.
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
         return "the file is read-only for this user"
+    for suffix in ("-wal", "-shm"):
+        beside = path.with_name(path.name + suffix)
+        if beside.exists() and not os.access(beside, os.R_OK | os.W_OK):
+            return f"{beside.name}, which belongs to it, is read-only for this user"
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return f"this user may not write to the directory {path.parent}, as SQLite must"
     return ""

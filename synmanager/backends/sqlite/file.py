@@ -16,12 +16,13 @@ __all__ = [
     "LOCK",
     "bells_of",
     "check_place",
-    "clear_away",
     "connect",
     "examine",
     "identity",
     "lock_of",
+    "make",
     "make_bells",
+    "open_up",
 ]
 
 #: Bytes: files up to this size are looked through when they are opened, in some milliseconds.
@@ -70,6 +71,7 @@ def check_place(path: Path) -> None:
 
     Raises:
         TopologyError: on a network's file system, or in no directory.
+        AccessRefused: this user may not write to it.
         OSError: what the system says.
     """
     kind = _file_system(path.parent)
@@ -87,6 +89,11 @@ def check_place(path: Path) -> None:
     if path.exists() and not path.is_file():
         what = "directory" if path.is_dir() else "device, a pipe or a socket"
         raise TopologyError(f"{path} is a {what}, not a file")
+    # SQLite would only say so at the first job; and what it leaves beside the file for who may only
+    # read is that user's, and keeps out who may write.
+    reason = why_not_written(path) if path.exists() else ""
+    if reason:
+        raise AccessRefused(f"{path} may not be written: {reason}")
 
 
 def make_bells(path: Path) -> Path:
@@ -95,12 +102,27 @@ def make_bells(path: Path) -> Path:
     directory.mkdir(exist_ok=True)
     if not lock_of(path).exists():
         lock_of(path).touch()
-    with suppress(OSError):
-        mode = path.stat().st_mode & 0o666
-        mode |= (mode & 0o444) >> 2
-        if directory.stat().st_mode & 0o777 != mode:
-            directory.chmod(mode)
+    with suppress(FileNotFoundError):  # the file comes later
+        status = path.stat()
+        mode = status.st_mode & 0o666
+        open_up(lock_of(path), mode, status.st_gid)
+        open_up(directory, mode | (mode & 0o444) >> 2, status.st_gid)
     return directory
+
+
+def open_up(place: Path | str, mode: int, group: int | None = None) -> None:
+    """Let those use what lies beside the file who may use the file, if this user has a say in it.
+
+    Args:
+        mode: its permissions; that new files in a directory are of the directory's group stays.
+        group: whose it shall be.
+    """
+    with suppress(OSError):
+        now = os.stat(place)
+        if now.st_mode & 0o777 != mode:
+            os.chmod(place, now.st_mode & 0o7000 | mode)
+        if group not in (None, now.st_gid):
+            os.chown(place, -1, group)
 
 
 def identity(path: Path | str) -> tuple[int, int] | None:
@@ -112,14 +134,18 @@ def identity(path: Path | str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def clear_away(path: Path) -> None:
-    """Where the file was deleted, delete what belonged to it, which others may still have open.
+def make(path: Path) -> None:
+    """Where there is no file, make an empty one, and delete what belonged to a deleted one.
 
-    The caller holds the writers' lock: nobody else is making the file.
+    Not by SQLite, which makes none that a group may write to, whatever the umask. The caller holds
+    the writers' lock: nobody else is making it.
     """
     if identity(path) is None:
         for suffix in ("-wal", "-shm", "-journal"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
+        with suppress(FileExistsError):  # another program was faster
+            # It is new: no lock of this process is on it that closing it would drop.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -164,9 +190,6 @@ def examine(db: sqlite3.Connection, path: Path) -> None:
         )
     if version < 1:
         raise damaged(path, f"schema {version}")
-    reason = why_not_written(path)
-    if reason:  # SQLite would only say so at the first job
-        raise AccessRefused(f"{path} may not be written: {reason}")
     if path.stat().st_size <= _LOOKED_THROUGH:
         _look_through(db, path)
 

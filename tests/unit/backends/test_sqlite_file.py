@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 import pytest
@@ -474,6 +475,52 @@ class TestPermissions:
         jobs.path.parent.chmod(0o700)
         assert answer.startswith(f"{AccessRefused.__name__}: ")
         assert str(jobs.path) in answer
+        if what == "file":  # it has left nothing that would keep its owner out
+            assert set(os.listdir(jobs.path.parent)) == {"jobs.db", "jobs.db-bells"}
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads
+    @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+    def test_who_may_not_write_what_belongs_to_the_file_is_told(
+        self, jobs: Jobs, suffix: str
+    ) -> None:
+        """As another user's program leaves it who may only read."""
+        jobs.open()
+        jobs.close()
+        files = {each: jobs.path.with_name(f"jobs.db{each}") for each in ("", "-wal", "-shm")}
+        with jobs.killed_in("replay('events', wait=60)"):
+            until(lambda: all(each.exists() for each in files.values()))
+        jobs.path.parent.chmod(0o777)
+        for each in files.values():
+            each.chmod(0o666)
+        files[suffix].chmod(0o444)
+        answer = self.refused(jobs)
+        jobs.path.parent.chmod(0o700)
+        assert answer.startswith(f"{AccessRefused.__name__}: ")
+        assert f"jobs.db{suffix}" in answer
+
+    @pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+    def test_a_new_file_goes_by_the_umask(self, jobs: Jobs, umask: int, mode: int) -> None:
+        before = os.umask(umask)
+        try:
+            publish(jobs.open())
+        finally:
+            os.umask(before)
+        for suffix in ("", "-wal", "-shm", "-bells/.lock"):
+            assert S_IMODE(os.stat(f"{jobs.path}{suffix}").st_mode) == mode
+
+    def test_what_lies_beside_is_theirs_whose_file_it_is(self, jobs: Jobs) -> None:
+        jobs.open()
+        jobs.close()
+        directory = jobs.path.with_name("jobs.db-bells")
+        directory.chmod(0o2700)  # new files are of its group
+        jobs.path.chmod(0o660)
+        if os.geteuid() == 0:  # only root can give something to another group
+            os.chown(jobs.path, -1, 5678)
+        jobs.open()
+        assert S_IMODE(directory.stat().st_mode) == 0o2770
+        assert S_IMODE((directory / ".lock").stat().st_mode) == 0o660
+        groups = {place.stat().st_gid for place in (jobs.path, directory, directory / ".lock")}
+        assert len(groups) == 1
 
     @pytest.mark.parametrize("what", ["file", "new file"])
     def test_a_file_system_that_is_mounted_read_only_is_told(
