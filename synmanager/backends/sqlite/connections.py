@@ -49,6 +49,7 @@ class _Connection:
         self.is_inherited = False
         self.ref = weakref.ref(self)
         self._lock = lock
+        _locks.add(lock)
         self._leave = forks.leaver(self)
         self._db: sqlite3.Connection | None = None
 
@@ -370,4 +371,16 @@ def _is_interrupted(me: tuple[int, str]) -> bool:
     return False
 
 
-os.register_at_fork(after_in_child=_writing.clear)
+#: The writers' locks, taken or not, that this process has open.
+_locks: weakref.WeakSet[FileIO] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    _writing.clear()
+    # What the parent locks by them, now or later, would stay locked for as long as a child has them
+    # open as well, even if the parent dies.
+    for lock in tuple(_locks):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

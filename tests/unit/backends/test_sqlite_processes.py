@@ -428,6 +428,30 @@ class TestForks:
         assert time.monotonic() - began < forks._PATIENCE  # nobody waits for what waits for them
         publish(client)
 
+    def test_a_child_of_a_transaction_keeps_nobody_locked_out(self, jobs: Jobs) -> None:
+        client, other = jobs.open(), jobs.open(timeout=10)
+        connection = client._connections
+        assert connection is not None
+        ends, over = os.pipe()
+        children = []
+
+        def work(db: sqlite3.Connection) -> None:
+            children.append(os.fork())
+            if children == [0]:
+                os.close(over)
+                os.read(ends, 1)  # until its parent is done, whatever comes of that
+                os._exit(0)
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            connection.write(work)
+        try:
+            publish(other)
+        finally:
+            os.close(over)
+            os.close(ends)
+            os.waitpid(children[0], 0)
+
     def test_a_child_of_a_moment_in_which_another_thread_connects_is_refused(
         self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
