@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from synmanager.backends.sqlite.file import LOCK, open_up
+from synmanager.backends.sqlite.file import LOCK, give_away, open_up
 from synmanager.interrupts import is_from_handler
 
 __all__ = ["Bell", "Bells"]
@@ -272,18 +272,10 @@ def _open_shared(directory: str, queue: int, mode: int) -> int:
         hidden = os.path.join(directory, f".{secrets.token_hex(8)}")
         os.mkfifo(hidden)
         try:
-            _give_away(hidden, os.stat(directory))
+            give_away(hidden, os.stat(directory))
             os.chmod(hidden, mode)
             with suppress(FileExistsError):
                 os.link(hidden, path)
         finally:
             os.unlink(hidden)
     return os.open(path, os.O_RDWR | os.O_NONBLOCK)
-
-
-def _give_away(path: str, like: os.stat_result) -> None:
-    """Let a pipe be theirs whose directory it is, as far as this user may do that."""
-    for owner in (like.st_uid, -1):
-        with suppress(OSError):
-            os.chown(path, owner, like.st_gid)
-            return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ __all__ = [
     "check_place",
     "connect",
     "examine",
+    "give_away",
     "identity",
     "lock_of",
     "make",
@@ -105,24 +107,36 @@ def make_bells(path: Path) -> Path:
     with suppress(FileNotFoundError):  # the file comes later
         status = path.stat()
         mode = status.st_mode & 0o666
-        open_up(lock_of(path), mode, status.st_gid)
-        open_up(directory, mode | (mode & 0o444) >> 2, status.st_gid)
+        open_up(directory, mode | (mode & 0o444) >> 2, status)
+        open_up(lock_of(path), mode, status)
+        for suffix in ("-wal", "-shm"):  # of who is at work since before others were let in
+            open_up(f"{path}{suffix}", mode, status)
     return directory
 
 
-def open_up(place: Path | str, mode: int, group: int | None = None) -> None:
+def open_up(place: Path | str, mode: int, like: os.stat_result | None = None) -> None:
     """Let those use what lies beside the file who may use the file, if this user has a say in it.
 
     Args:
         mode: its permissions; that new files in a directory are of the directory's group stays.
-        group: whose it shall be.
+        like: whose it shall be.
     """
     with suppress(OSError):
-        now = os.stat(place)
+        now = os.lstat(place)
+        if stat.S_ISLNK(now.st_mode):
+            return  # we make none: it may lead to what is root's alone
         if now.st_mode & 0o777 != mode:
             os.chmod(place, now.st_mode & 0o7000 | mode)
-        if group not in (None, now.st_gid):
-            os.chown(place, -1, group)
+        if like is not None and (now.st_uid, now.st_gid) != (like.st_uid, like.st_gid):
+            give_away(place, like)
+
+
+def give_away(place: Path | str, like: os.stat_result) -> None:
+    """Let something be theirs whose something else is, as far as this user may do that."""
+    for owner in (like.st_uid, -1):
+        with suppress(OSError):
+            os.chown(place, owner, like.st_gid, follow_symlinks=False)
+            return
 
 
 def identity(path: Path | str) -> tuple[int, int] | None:

@@ -509,18 +509,30 @@ class TestPermissions:
             assert S_IMODE(os.stat(f"{jobs.path}{suffix}").st_mode) == mode
 
     def test_what_lies_beside_is_theirs_whose_file_it_is(self, jobs: Jobs) -> None:
-        jobs.open()
-        jobs.close()
+        jobs.open()  # and goes on, or there would be no log
         directory = jobs.path.with_name("jobs.db-bells")
         directory.chmod(0o2700)  # new files are of its group
         jobs.path.chmod(0o660)
-        if os.geteuid() == 0:  # only root can give something to another group
-            os.chown(jobs.path, -1, 5678)
+        if os.geteuid() == 0:  # only root can give something to another user
+            os.chown(jobs.path, 1234, 5678)
         jobs.open()
+        files = [Path(f"{jobs.path}{suffix}") for suffix in ("", "-wal", "-shm", "-bells/.lock")]
+        assert {S_IMODE(each.stat().st_mode) for each in files} == {0o660}
         assert S_IMODE(directory.stat().st_mode) == 0o2770
-        assert S_IMODE((directory / ".lock").stat().st_mode) == 0o660
-        groups = {place.stat().st_gid for place in (jobs.path, directory, directory / ".lock")}
-        assert len(groups) == 1
+        found = [each.stat() for each in (*files, directory)]
+        assert len({(status.st_uid, status.st_gid) for status in found}) == 1
+
+    def test_a_link_beside_the_file_gives_nothing_away(self, jobs: Jobs) -> None:
+        """Whoever may write to the directory could have root open up what is root's."""
+        jobs.open()
+        secret = jobs.path.with_name("secret")
+        secret.touch(0o600)
+        lock = jobs.path.with_name("jobs.db-bells") / ".lock"
+        lock.unlink()
+        lock.symlink_to(secret)
+        jobs.path.chmod(0o666)
+        jobs.open()
+        assert S_IMODE(secret.stat().st_mode) == 0o600
 
     @pytest.mark.parametrize("what", ["file", "new file"])
     def test_a_file_system_that_is_mounted_read_only_is_told(
