@@ -140,7 +140,7 @@ class Connections:
             self._lock(connection, deadline)
             file.make(self._path)
             self._connect(connection, deadline)
-            file.examine(connection.db, self._path)
+            self._unless_busy(partial(file.examine, connection.db, self._path), deadline)
             file.make_bells(self._path)
             self._file = file.identity(self._path)
             connection.unlock()

@@ -185,9 +185,7 @@ def examine(db: sqlite3.Connection, path: Path) -> None:
     """
     owner, version = _owner(db)
     if (owner, version) == (0, 0) and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise TopologyError(f"{path}: its file system cannot carry a write-ahead log")
+        _write_ahead(db, path)
         db.execute("BEGIN IMMEDIATE")
         schema.create(db)
         db.execute("COMMIT")
@@ -206,6 +204,15 @@ def examine(db: sqlite3.Connection, path: Path) -> None:
         raise damaged(path, f"schema {version}")
     if path.stat().st_size <= _LOOKED_THROUGH:
         _look_through(db, path)
+    # What .recover has saved is without it, or somebody switched it off; then who reads would keep
+    # others from writing.
+    _write_ahead(db, path)
+
+
+def _write_ahead(db: sqlite3.Connection, path: Path) -> None:
+    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise TopologyError(f"{path}: its file system cannot carry a write-ahead log")
 
 
 def _text(raw: bytes) -> str | bytes:

@@ -167,6 +167,22 @@ class TestDurability:
         assert connection.db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.db.execute("PRAGMA synchronous").fetchone() == (2,)
 
+    def test_a_log_that_somebody_switched_off_is_on_again(self, jobs: Jobs) -> None:
+        """Also in a file that .recover has made."""
+        jobs.open()
+        jobs.close()
+        assert jobs.execute("PRAGMA journal_mode = DELETE") == [("delete",)]
+        reading = sqlite3.connect(jobs.path, isolation_level=None)
+        reading.execute("BEGIN")
+        reading.execute("SELECT * FROM jobs").fetchall()
+        with pytest.raises(BrokerUnavailable, match="is locked"):
+            jobs.open(timeout=0)
+        join = in_thread(lambda: jobs.open(timeout=60))
+        reading.execute("COMMIT")
+        join()
+        assert jobs.execute("PRAGMA journal_mode") == [("wal",)]
+        reading.close()
+
 
 def test_a_queue_of_many_pages_is_removed_and_leaves_nothing(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
