@@ -27,6 +27,9 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NEVER = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 _READ_ONLY = ("readonly", "authorization denied", "access permission denied")
 
+#: Looks at what comes and goes, each of which may be wrong about it.
+_LOOKS = 3
+
 
 class Full(BrokerUnavailable):
     """There is no room on the disk; nothing was changed."""
@@ -92,12 +95,17 @@ def why_not_written(path: Path) -> str:
             if os.statvfs(place).f_flag & os.ST_RDONLY:
                 return "its file system is mounted read-only"
     # Not by opening it: closing a descriptor of the file would drop the process's locks on it.
-    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+    if _is_refused(path):
         return "the file is read-only for this user"
     for suffix in ("-wal", "-shm"):
         beside = path.with_name(path.name + suffix)
-        if beside.exists() and not os.access(beside, os.R_OK | os.W_OK):
+        # Not by one look: whoever leaves last deletes it, and the next one makes it anew.
+        if all(_is_refused(beside) for _ in range(_LOOKS)):
             return f"{beside.name}, which belongs to it, is read-only for this user"
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return f"this user may not write to the directory {path.parent}, as SQLite must"
     return ""
+
+
+def _is_refused(path: Path) -> bool:
+    return path.exists() and not os.access(path, os.R_OK | os.W_OK)

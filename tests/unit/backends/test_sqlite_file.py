@@ -20,6 +20,7 @@ from threads import in_thread, until
 
 from synmanager.backends import Address, QueueBackend
 from synmanager.backends.sqlite import SQLiteBackend, file, tables
+from synmanager.backends.sqlite.faults import why_not_written
 from synmanager.backends.sqlite.file import bells_of
 from synmanager.errors import (
     AccessRefused,
@@ -513,6 +514,23 @@ class TestPermissions:
         jobs.path.parent.chmod(0o700)
         assert answer.startswith(f"{AccessRefused.__name__}: ")
         assert f"jobs.db{suffix}" in answer
+
+    @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+    def test_what_somebody_else_just_deletes_refuses_nobody(
+        self, jobs: Jobs, suffix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        beside = f"{jobs.path}{suffix}"
+        Path(beside).touch()
+        access = os.access
+
+        def delete(path: Any, mode: int) -> bool:
+            if os.fspath(path) == beside and os.path.exists(beside):
+                os.unlink(beside)
+            return access(path, mode)
+
+        monkeypatch.setattr(os, "access", delete)
+        assert not why_not_written(jobs.path)
+        assert not os.path.exists(beside)
 
     @pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
     def test_a_new_file_goes_by_the_umask(self, jobs: Jobs, umask: int, mode: int) -> None:
