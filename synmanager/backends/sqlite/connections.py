@@ -45,28 +45,33 @@ class _Connection:
     race there that may damage the file (https://sqlite.org/wal.html#walresetbug).
     """
 
-    def __init__(self, lock: FileIO) -> None:
+    def __init__(self, path: Path) -> None:
         self.is_inherited = False
         self.ref = weakref.ref(self)
-        self._lock = lock
-        _locks.add(lock)
-        self._leave = forks.leaver(self)
+        self._path = path
         self._db: sqlite3.Connection | None = None
+        self._lock: FileIO | None = None
+        self._leave = forks.leaver(self)
+        # Before it locks anything: here it may wait for a fork, which waits for all that is open,
+        # and those may wait for the lock.
+        forks.enter(self)
+        try:
+            self._lock = FileIO(file.lock_of(path))
+        except BaseException:
+            self._leave()
+            raise
+        _locks.add(self._lock)
 
     @property
     def db(self) -> sqlite3.Connection:
         assert self._db is not None
         return self._db
 
-    def connect(self, path: Path) -> None:
-        forks.enter(self)
-        try:
-            self._db = file.connect(path)
-        except BaseException:
-            self._leave()
-            raise
+    def connect(self) -> None:
+        self._db = file.connect(self._path)
 
     def try_lock(self) -> bool:
+        assert self._lock is not None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -74,6 +79,7 @@ class _Connection:
         return True
 
     def unlock(self) -> None:
+        assert self._lock is not None
         fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def make_room(self) -> None:
@@ -88,7 +94,8 @@ class _Connection:
         if self._db is not None:
             self._db.close()
         self._leave()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __del__(self) -> None:
         # Lost on the way. SQLite's own object is in a cycle, and would keep its locks until that is
@@ -97,7 +104,8 @@ class _Connection:
         if self._db is not None and not self.is_inherited:
             self._db.close()
         self._leave()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 class Connections:
@@ -136,7 +144,7 @@ class Connections:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             file.check_place(self._path)
             file.make_bells(self._path)
-            connection = _Connection(FileIO(file.lock_of(self._path)))
+            connection = _Connection(self._path)
             self._lock(connection, deadline)
             file.make(self._path)
             self._connect(connection, deadline)
@@ -252,8 +260,12 @@ class Connections:
         try:
             return self._idle.pop()
         except IndexError:
-            connection = _Connection(FileIO(file.lock_of(self._path)))
-            self._connect(connection, deadline, last=last)
+            connection = _Connection(self._path)
+            try:
+                self._connect(connection, deadline, last=last)
+            except BaseException:
+                connection.close()
+                raise
             return connection
 
     def _give_back(self, connection: _Connection) -> None:
@@ -288,7 +300,7 @@ class Connections:
         return False
 
     def _connect(self, connection: _Connection, deadline: float, *, last: bool = False) -> None:
-        self._unless_busy(partial(connection.connect, self._path), deadline, last=last)
+        self._unless_busy(connection.connect, deadline, last=last)
 
     def _unless_busy(self, step: Callable[[], T], deadline: float, *, last: bool = False) -> T:
         """Do a step again where another client was in its way.

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from sqlite_file import SPEC, Jobs, publish, take
-from threads import until
+from threads import in_thread, until
 
 from synmanager.backends import Address
 from synmanager.backends.sqlite import SQLiteBackend, file, forks
@@ -427,6 +427,28 @@ class TestForks:
         assert connection.read(lambda db: is_refused_in_child(client))
         assert time.monotonic() - began < forks._PATIENCE  # nobody waits for what waits for them
         publish(client)
+
+    def test_who_opens_the_file_waits_for_a_fork_without_the_writers_lock(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The fork waits for those who have a connection, and they for the lock."""
+        client, other = jobs.open(timeout=10), jobs.client()
+        monkeypatch.setattr(forks, "_PATIENCE", 60)
+        monkeypatch.setitem(forks._forking, -1, time.monotonic() + 60)
+        reached = threading.Event()
+        enter = forks.enter
+
+        def note(connection: Any) -> None:
+            reached.set()
+            enter(connection)
+
+        monkeypatch.setattr(forks, "enter", note)
+        join = in_thread(other.open)
+        assert reached.wait(60)
+        publish(client)
+        forks._forking.clear()
+        join()
+        assert take(other).attempt == 1
 
     def test_a_child_of_a_transaction_keeps_nobody_locked_out(self, jobs: Jobs) -> None:
         client, other = jobs.open(), jobs.open(timeout=10)
