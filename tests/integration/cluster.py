@@ -31,11 +31,19 @@ TICKS = "-kernel net_ticktime 8"
 #: By which nodes know each other.
 _SET_COOKIE = "cd /var/lib/rabbitmq && (umask 177; printf test > .erlang.cookie)"
 
+#: Erlang: the name by which its parts know each other.
+_NAME: Final = f"""
+{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{QUEUE}">>)),
+{{Name, _}} = amqqueue:get_pid(Queue),
+"""
+
+#: Erlang: whom they follow. What list_queues says may be who has led it before a node was frozen.
+_LEADER: Final = f"{_NAME} {{ok, _, {{_, Leader}}}} = ra:members({{Name, node()}}), Leader."
+
 #: Erlang: a process that keeps who has led the queue since when, in milliseconds, as its node
 #: knows. A command in the container for each look would take a second, and half of the machine.
 _WATCH: Final = f"""
-{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{QUEUE}">>)),
-{{Name, _}} = amqqueue:get_pid(Queue),
+{_NAME}
 Watch = fun Watch(Seen) ->
     Now = case {{ra_leaderboard:lookup_leader(Name), Seen}} of
         {{{{_, Node}}, [{{_, Node}} | _]}} -> Seen;
@@ -168,7 +176,7 @@ class Cluster:
 
     def leader(self, alive: str) -> str:
         """The node that leads the queue."""
-        return _queues(self._execute(alive))[QUEUE][0]
+        return self._execute(alive)("rabbitmqctl", "eval", _LEADER).strip().removeprefix("rabbit@")
 
     @contextmanager
     def watching(self, alive: str) -> Iterator[list[float]]:
@@ -209,18 +217,17 @@ def is_whole(execute: Callable[..., str], queues: int) -> bool:
         return False
     if int(others) + 1 < len(NODES) or len(found) < queues:
         return False
-    return all(len(online) == len(NODES) for _, online in found.values())
+    return all(len(online) == len(NODES) for online in found.values())
 
 
-def _queues(execute: Callable[..., str]) -> dict[str, tuple[str, list[str]]]:
-    """The leader, and the nodes that are online, of each queue that holds jobs."""
+def _queues(execute: Callable[..., str]) -> dict[str, list[str]]:
+    """The nodes that are online of each queue that holds jobs."""
     columns = ("rabbitmqctl", "-q", "--no-table-headers", "list_queues")
     found = {}
-    for line in execute(*columns, "name", "leader", "online").splitlines():
-        name, leader, online = line.split("\t")
+    for line in execute(*columns, "name", "online").splitlines():
+        name, online = line.split("\t")
         if not name.startswith("~"):
-            nodes = [each for each in NODES if each in online]
-            found[name] = (leader.removeprefix("rabbit@"), nodes)
+            found[name] = [each for each in NODES if each in online]
     return found
 
 
