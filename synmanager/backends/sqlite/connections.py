@@ -46,6 +46,7 @@ class _Connection:
     """
 
     def __init__(self, path: Path) -> None:
+        self.has_entered = False
         self.is_inherited = False
         self.ref = weakref.ref(self)
         self._path = path

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -44,6 +45,7 @@ class _Idler(Protocol):
 
 
 class _Noted(Protocol):
+    has_entered: bool
     is_inherited: bool
 
 
@@ -79,11 +81,14 @@ def enter(connection: _Noted) -> None:
     me = threading.get_ident()
     deadline = time.monotonic() + _PATIENCE
     while True:
+        # Not noted meanwhile: a fork would hardly find a moment in which none of many is.
+        while is_near(but=me) and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
         _open[id(connection)] = reference
         if not is_near(but=me) or time.monotonic() > deadline:
+            connection.has_entered = True
             return
         _open.pop(id(connection), None)
-        time.sleep(_PAUSE)
 
 
 def leaver(connection: _Noted) -> Callable[[], object]:
@@ -133,12 +138,18 @@ def _try() -> None:
     sqlite3.connect(os.devnull).close()
 
 
+def _all_keepers() -> tuple[_Idler, ...]:
+    while True:
+        with suppress(RuntimeError):  # another thread was adding one
+            return tuple(_keepers)
+
+
 def _before_fork() -> None:
     me = threading.get_ident()
     waited, last = 0.0, time.monotonic()
     while waited < _PATIENCE:
         _forking[me] = last + _PATIENCE
-        for keeper in tuple(_keepers):
+        for keeper in _all_keepers():
             keeper.forget_idle()
         if not _open:
             return
@@ -152,8 +163,10 @@ def _before_fork() -> None:
 
 def _after_fork_in_parent() -> None:
     _forking.pop(threading.get_ident(), None)
-    for key, ref in tuple(_open.items()):
-        if ref() is None:  # the collector was interrupted in its work: no other fork waits for it
+    for key in tuple(_open):  # no items: the collector may start at any tuple of them, and pop some
+        ref = _open.get(key)
+        # The collector was interrupted in its work: no other fork waits for it.
+        if ref is not None and ref() is None:
             _open.pop(key, None)
 
 
@@ -161,11 +174,13 @@ def _after_fork_in_child() -> None:
     global _is_new
     _is_new = True
     _forking.clear()
-    for ref in _open.values():
+    for ref in tuple(_open.values()):
         connection = ref()
-        _inherited.append(connection)
         if connection is not None:
+            if not connection.has_entered:  # its thread had yet to see whether another one forks
+                continue
             connection.is_inherited = True
+        _inherited.append(connection)
     _open.clear()
 
 

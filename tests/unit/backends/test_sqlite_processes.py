@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -449,6 +450,62 @@ class TestForks:
         forks._forking.clear()
         join()
         assert take(other).attempt == 1
+
+    def test_a_child_of_a_moment_in_which_another_thread_looks_for_forks_is_not_refused(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(forks, "_PATIENCE", 0.2)
+        client, other = jobs.open(), jobs.client()
+        reached, go = threading.Event(), threading.Event()
+        asked: list[Any] = []
+        is_near = forks.is_near
+
+        def stand(**but: Any) -> bool:
+            asked.append(but)
+            if len(asked) == 2:  # now it is noted
+                reached.set()
+                go.wait(60)
+            return is_near(**but)
+
+        monkeypatch.setattr(forks, "is_near", stand)
+        join = in_thread(other.open)
+        assert reached.wait(60)
+
+        def child() -> None:
+            monkeypatch.undo()
+            client.abandon()
+            client.open()
+
+        assert in_child(child) == 0
+        go.set()
+        join()
+
+    def test_a_fork_while_another_thread_makes_a_client_waits_all_the_same(
+        self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[Any] = []
+
+        class Keeper:
+            def forget_idle(self) -> None: ...
+
+        class Growing(weakref.WeakSet[Any]):
+            def __iter__(self) -> Iterator[Any]:
+                for each in super().__iter__():
+                    yield each
+                    if not made:
+                        made.append(Keeper())
+                        self.add(made[0])
+
+        client = jobs.open()
+        publish(client)
+        monkeypatch.setattr(forks, "_keepers", Growing(forks._keepers))
+
+        def child() -> None:
+            client.abandon()
+            client.open()
+
+        assert in_child(child) == 0
+        assert made
 
     def test_a_child_of_a_transaction_keeps_nobody_locked_out(self, jobs: Jobs) -> None:
         client, other = jobs.open(), jobs.open(timeout=10)
