@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -80,6 +81,8 @@ class Aide:
             return
         self.is_busy = True
         self._bell.put(done)
+        if sys.is_finalizing():  # a thread would not run any more, and its start() wait for that
+            return
         if not self._exists.locked() and self._exists.acquire(blocking=False):
             try:
                 threading.Thread(

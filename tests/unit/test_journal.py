@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -1020,3 +1022,21 @@ def test_what_a_job_says_of_itself_is_told_without_secrets(grid: Grid) -> None:
     assert event.data["figures"] == {
         "password": "(hidden)", "loss": 0.5, "login": "pin: (hidden)",
     }  # fmt: skip
+
+
+def test_who_submits_when_the_interpreter_ends_is_not_held_up() -> None:
+    """No thread that begins then ever runs."""
+    code = (
+        "from synmanager.train import TrainProducerOperator\n"
+        "class Last:\n"
+        "    def __init__(self):\n"
+        "        self.producer = TrainProducerOperator(url='memory')\n"
+        "        self.producer.connect()\n"
+        "    def __del__(self):\n"
+        "        print(bool(self.producer.submit({'lr': 1})))\n"
+        "last = Last()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout == "True\n"
