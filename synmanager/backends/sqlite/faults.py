@@ -27,6 +27,9 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NEVER = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 _READ_ONLY = ("readonly", "authorization denied", "access permission denied")
 
+#: Bytes of a path that SQLite takes, as it mostly is: 512 with what it calls its other files.
+_LONGEST = 500
+
 #: Looks at what comes and goes, each of which may be wrong about it.
 _LOOKS = 3
 
@@ -85,6 +88,8 @@ def _cannot_open(path: Path) -> SynmanagerError:
     reason = why_not_written(path)
     if reason:
         return AccessRefused(f"{path} may not be used: {reason}")
+    if len(os.fsencode(path)) > _LONGEST:
+        return TopologyError(f"{path} is too long for SQLite; choose a shorter path")
     return BrokerUnavailable(f"{path} cannot be opened")
 
 

@@ -90,6 +90,12 @@ class TestPlace:
         with pytest.raises(TopologyError):
             jobs.open()
 
+    def test_a_path_that_is_longer_than_sqlite_takes(self, jobs: Jobs) -> None:
+        jobs.path = jobs.path.parent.joinpath(*["d" * 200] * 3, "jobs.db")
+        jobs.path.parent.mkdir(parents=True)
+        with pytest.raises(TopologyError, match="too long"):
+            jobs.open()
+
     @pytest.mark.parametrize("of", ["file", "directory"])
     def test_a_link_leads_to_the_lock_and_the_bells_of_the_file(self, jobs: Jobs, of: str) -> None:
         """Else two would write at once who do not know of each other, and nobody hears the bell."""
