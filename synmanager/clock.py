@@ -53,6 +53,6 @@ class ManualClock(Clock):
     def advance(self, seconds: float) -> None:
         """Move time forward and wake everyone who waits."""
         self._now += seconds
-        for condition in tuple(self._waiting):
+        for condition in self._waiting.copy():
             with condition:
                 condition.notify_all()

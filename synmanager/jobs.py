@@ -155,14 +155,14 @@ class Jobs:
         """
         self._catch_up()
         now = time.time()
-        found = tuple(self._fold.workers.values())  # at once: another thread may read on meanwhile
+        found = list(self._fold.workers.values())  # at once: another thread may read on meanwhile
         return [replace(each) for each in found if each.is_there(now)]
 
     def recent(self, limit: int = 50) -> list[State]:
         """The jobs of which something was heard last, the newest first."""
         self._catch_up()
         now = time.time()
-        latest = nlargest(limit, tuple(self._fold.jobs.values()), key=_heard)
+        latest = nlargest(limit, list(self._fold.jobs.values()), key=_heard)
         return [at_time(job, now) for job in latest]
 
     def cancel(self, *job_ids: str) -> None:
@@ -353,7 +353,7 @@ class Jobs:
     def _in(self, state: str) -> list[State]:
         self._catch_up()
         now = time.time()
-        found = (at_time(job, now) for job in tuple(self._fold.jobs.values()))
+        found = (at_time(job, now) for job in list(self._fold.jobs.values()))
         return [job for job in found if job.state == state]
 
     def _why_queued(self, job: State) -> str:

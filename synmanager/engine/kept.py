@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 from synmanager.backends.base import Delivery
@@ -34,7 +33,7 @@ class Kept:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[object, ...], _Kept] = OrderedDict()
+        self._kept: dict[tuple[object, ...], _Kept] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -64,8 +63,8 @@ class Kept:
 
     def _forget(self) -> None:
         size = values = 0
-        for number, (key, each) in enumerate(reversed(tuple(self._kept.items()))):
+        for number, (key, each) in enumerate(reversed(self._kept.copy().items())):
             size += each.size
             values += each.outcome.value is not None
             if number and (number >= MOST or size > MOST_BYTES or values > MOST_VALUES):
-                del self._kept[key]
+                self._kept.pop(key, None)

@@ -91,7 +91,7 @@ class LeaseKeeper:
 
     def _look(self) -> None:
         """Find out what is lost already; no connection is waited for."""
-        for delivery, job in tuple(self._held.items()):
+        for delivery, job in self._held.copy().items():
             try:
                 self._session.backend.renew(delivery)
             except LeaseLost as error:
@@ -100,7 +100,7 @@ class LeaseKeeper:
                 continue
 
     def _renew_all(self) -> None:
-        for delivery, job in tuple(self._held.items()):
+        for delivery, job in self._held.copy().items():
             if not delivery.settled:
                 self._renew(delivery, job)
 

@@ -302,12 +302,12 @@ class Runner:
 
     def stop(self) -> None:
         """End every running ``run`` after the job at hand; from any thread, or a handler."""
-        for loop in tuple(self._loops):
+        for loop in self._loops.copy():
             loop.request()
 
     def overdue(self) -> bool:
         """Whether a ``run`` was told to stop, and its grace period is over."""
-        return any(loop.overdue for loop in tuple(self._loops))
+        return any(loop.overdue for loop in self._loops.copy())
 
     # One delivery
 
@@ -371,7 +371,7 @@ class Runner:
         try:
             self._keeper.keep(delivery, job)
             while (left := until - clock.now()) > 0:
-                is_over = any(loop.requested for loop in tuple(self._loops))
+                is_over = any(loop.requested for loop in self._loops.copy())
                 if job.lease_lost or is_over or not self._session.is_open:
                     return False
                 clock.sleep(min(left, _LOOK))
@@ -395,7 +395,7 @@ class Runner:
             with attempt.trace:
                 value = self._call_handler(attempt, handler, kwargs)
         except BaseException as error:
-            stopping = any(loop.is_interruption for loop in tuple(self._loops))
+            stopping = any(loop.is_interruption for loop in self._loops.copy())
             outcome = after_failure(
                 error,
                 stopping=stopping,

@@ -6,6 +6,7 @@ busy machine cannot make a lease run out, only a test can.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import threading
@@ -17,11 +18,13 @@ import pytest
 from grid import Bench, Grid, in_thread, until
 
 from synmanager import current_job
+from synmanager.backends import Delivery
 from synmanager.clock import ManualClock
 from synmanager.engine import forks
+from synmanager.engine.leases import LeaseKeeper
 from synmanager.engine.results import Results
 from synmanager.errors import BrokerUnavailable, LeaseLost, SynmanagerError, TopologyError
-from synmanager.message import DEFAULT_MAX_BYTES
+from synmanager.message import DEFAULT_MAX_BYTES, Message
 from synmanager.phases import EVALUATE
 
 #: Seconds. Renewals come three times as often, in real time.
@@ -64,6 +67,36 @@ def test_a_job_a_hundred_times_its_lease_runs_once(grid: Grid, clock: ManualCloc
     assert len(runs) == 1
     assert not runs[0].lease_lost
     assert grid.count() == {}
+
+
+def test_other_threads_that_go_on_during_a_renewal_do_not_end_it(grid: Grid) -> None:
+    """Before CPython 3.12 the collector may begin at any step of C's, and let them."""
+    bench = Bench(grid)
+    leases = LeaseKeeper(bench.session, 60.0)
+    job: Any = None
+
+    def settled() -> Delivery:
+        return Delivery(Message(b"{}"), "train", 1, None, settled=True)
+
+    for _ in range(50):  # more than a tuple that CPython has at hand
+        leases._held[settled()] = job
+    left = 100
+
+    def let_in(phase: str, _: Any) -> None:
+        nonlocal left
+        if phase == "start" and left:
+            left -= 1
+            leases._held[settled()] = job
+
+    before = gc.get_threshold()
+    gc.callbacks.append(let_in)
+    try:
+        for allocations in range(1, 20):
+            gc.set_threshold(allocations)
+            leases._renew_all()
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(let_in)
 
 
 def test_a_worker_that_was_frozen_past_its_lease_learns_it(

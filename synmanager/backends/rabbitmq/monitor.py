@@ -147,7 +147,7 @@ class Monitor:
         if turn is not None:
             turn.place = None
             self._next = turn.following
-            for bell in tuple(self._wanting.values()):
+            for bell in self._wanting.copy().values():
                 bell.ring()
                 break  # it rings the next one
 
@@ -168,7 +168,7 @@ class Monitor:
 
     def notify(self) -> None:
         """Wake all who wait."""
-        for bell in tuple(self._waiting.values()):
+        for bell in self._waiting.copy().values():
             bell.ring()
 
     def _take(self, place: Place) -> None:

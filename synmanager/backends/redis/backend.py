@@ -329,7 +329,7 @@ class RedisBackend(QueueBackend):
             return
         connections.close()
         self._owe(self._taking, counts=False)
-        self._owe({token: [base] for token, base in self._held.items()}, counts=True)
+        self._owe({token: [base] for token, base in self._held.copy().items()}, counts=True)
         self._held.clear()
         if self._owed:
             # On a new connection: what was sent on the others has arrived before.

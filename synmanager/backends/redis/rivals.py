@@ -84,7 +84,7 @@ class Rivals:
             self._gone.clear()
             return
         history = {*_HISTORY.findall(said)}
-        for place, here in tuple(self._known.items()):
+        for place, here in self._known.copy().items():
             if place in online:
                 self._known[place] = now
                 self._silent.pop(place, None)

@@ -378,7 +378,7 @@ class SQLiteBackend(QueueBackend):
             waited: whether the others who wait for the queues are to be told of what is left.
         """
         token = next(self._tokens)
-        owed = tuple(self._owed)
+        owed = self._owed.copy()
 
         def work(db: sqlite3.Connection) -> _Found:
             for lost in owed:

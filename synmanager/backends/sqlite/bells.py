@@ -244,7 +244,7 @@ class Bells:
 
     def ring_ours(self) -> None:
         """Wake up every thread of this client."""
-        for bell in tuple(self._ours):
+        for bell in self._ours.copy():
             bell.ring()
 
     def sweep(self) -> None:

@@ -16,17 +16,15 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from synmanager.errors import Unsupported
 from synmanager.stacks import is_held_here
 
 __all__ = ["check", "enter", "is_near", "leaver", "watch"]
-
-T = TypeVar("T")
 
 #: Seconds that a fork waits for connections, that a connection waits for forks, and that a child
 #: waits for its first one.
@@ -110,7 +108,7 @@ def is_near(*, but: int = 0) -> bool:
     if not _forking:  # nearly always
         return False
     now = time.monotonic()
-    return any(thread != but and now < end for thread, end in _now(_forking.items()))
+    return any(thread != but and now < end for thread, end in _forking.copy().items())
 
 
 def check() -> None:
@@ -140,14 +138,10 @@ def _try() -> None:
     sqlite3.connect(os.devnull).close()
 
 
-def _now(things: Iterable[T]) -> tuple[T, ...]:
-    """What is there, whatever other threads add and remove meanwhile.
-
-    They may: before CPython 3.12 the garbage collector may begin in here, and run finalisers.
-    """
+def _all_keepers() -> tuple[_Idler, ...]:
     while True:
-        with suppress(RuntimeError):  # changed size during iteration
-            return tuple(things)
+        with suppress(RuntimeError):  # another thread was adding one
+            return tuple(_keepers)
 
 
 def _before_fork() -> None:
@@ -155,11 +149,11 @@ def _before_fork() -> None:
     waited, last = 0.0, time.monotonic()
     while waited < _PATIENCE:
         _forking[me] = last + _PATIENCE
-        for keeper in _now(_keepers):
+        for keeper in _all_keepers():
             keeper.forget_idle()
         if not _open:
             return
-        left = [each for each in (ref() for ref in _now(_open.values())) if each is not None]
+        left = [each for each in (ref() for ref in _open.copy().values()) if each is not None]
         if any(is_held_here("connection", each) for each in left):
             return  # this thread was interrupted in the middle of it, and would wait for itself
         time.sleep(_PAUSE)
@@ -169,7 +163,7 @@ def _before_fork() -> None:
 
 def _after_fork_in_parent() -> None:
     _forking.pop(threading.get_ident(), None)
-    for key, ref in _now(_open.items()):
+    for key, ref in _open.copy().items():
         if ref() is None:  # the collector was interrupted in its work: no other fork waits for it
             _open.pop(key, None)
 
@@ -178,7 +172,7 @@ def _after_fork_in_child() -> None:
     global _is_new
     _is_new = True
     _forking.clear()
-    for ref in _now(_open.values()):
+    for ref in _open.copy().values():
         connection = ref()
         if connection is not None:
             if not connection.has_entered:  # its thread had yet to see whether another one forks
