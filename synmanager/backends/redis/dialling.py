@@ -2,11 +2,12 @@
 
 redis-py makes its socket where nobody can reach it. Here, close() in another thread ends an attempt
 to connect; no socket has a number that programs print to; and what a signal handler raises is
-not taken for the refusal of one of the server's addresses.
+neither taken for the refusal of one of the server's addresses, nor for a wait that is over.
 """
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from contextlib import suppress
@@ -40,6 +41,18 @@ class _Reachable(redis.connection.AbstractConnection):
             # What has become the connection's has let go of its number, or is the very socket.
             if dialled is not None and dialled is not self._sock:
                 dialled.close()
+
+    def can_read(self, timeout: float = 0) -> bool:
+        # redis-py takes a handler's TimeoutError for its socket's, which is to say: nothing yet.
+        # So only what need not be waited for is left to it.
+        if super().can_read(0):
+            return True
+        if timeout > 0 and self._sock is not None:
+            readable = select.poll()
+            readable.register(self._sock, select.POLLIN)
+            readable.poll(timeout * 1000)
+            return bool(super().can_read(0))
+        return False
 
     def _dial(self, sock: socket.socket, address: Any) -> socket.socket:
         self.dialling = sock

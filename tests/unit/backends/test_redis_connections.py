@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import redis
 
 from synmanager.backends.redis import connections as module
 from synmanager.backends.redis.connections import Connections, _pack
+from synmanager.backends.redis.dialling import Plain
 from synmanager.backends.redis.faults import Failed
 from synmanager.backends.redis.scripts import ACK
 
@@ -236,3 +238,31 @@ def test_a_script_that_the_server_has_forgotten_is_sent_again() -> None:
     first, second = lines.made[0].sent
     assert first == _pack(("EVALSHA", ACK.sha, 1, "base", "lease", "id"))
     assert second == _pack(("EVAL", ACK.source, 1, "base", "lease", "id"))
+
+
+def test_a_caller_s_own_timeout_ends_a_wait_for_what_does_not_come() -> None:
+    """It is the socket's as well, by its type, and then it means: nothing yet."""
+
+    class Alarm(TimeoutError):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        make: Any = Plain
+        connection = make(host="127.0.0.1", port=silent.getsockname()[1], socket_timeout=60)
+        connection._sock = connection._connect()
+        connection._parser.on_connect(connection)
+        before = signal.signal(signal.SIGALRM, ring)
+        try:
+            with pytest.raises(Alarm):
+                wait(connection)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+            connection.disconnect()
+
+
+def wait(connection: Any) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    connection.can_read(60)
