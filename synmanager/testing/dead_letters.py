@@ -115,6 +115,23 @@ class DeadLetters(Topic):
             assert sorted(ids) == sorted([first.id, first.id, second.id])
 
     @needs_sight
+    def test_of_two_letters_of_one_id_none_is_lost_and_none_is_doubled(
+        self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
+    ) -> None:
+        for number in range(2):
+            publish(client, spec, Message(b"%d" % number, id="twice"))
+            client.bury(take(client, spec), "a reason")
+        runs = []
+        while client.dead_letters(spec.name, 1):
+            assert client.redrive(spec.name, 10) == (1 if client.features.deduplicates else 2)
+            runs.append([d.message.body for d in drain(broker, client, spec)])
+        if client.features.deduplicates:
+            # Of two with one id the broker would take the second for the first.
+            assert runs == [[b"0"], [b"1"]]
+        else:
+            assert runs == [[b"0", b"1"]]
+
+    @needs_sight
     def test_they_are_all_there_as_soon_as_they_were_looked_at(
         self, client: QueueBackend, spec: QueueSpec
     ) -> None:

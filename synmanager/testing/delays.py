@@ -56,6 +56,30 @@ class Delays(Topic):
         assert delivery is not None
         assert delivery.message.id == sent.id
 
+    @pytest.mark.parametrize("way", ["publish", "nack"])
+    def test_a_delay_that_begins_during_a_wait_ends_it_when_it_is_over(
+        self,
+        broker: BrokerUnderTest,
+        client: QueueBackend,
+        other: QueueBackend,
+        spec: QueueSpec,
+        way: str,
+    ) -> None:
+        """Who began to wait when nothing was delayed has to learn until when to sleep now."""
+        if way == "nack":
+            (sent,) = publish(client, spec)
+            held = take(client, spec)
+        waiting = in_thread(other.receive, [spec.name], WAIT)
+        time.sleep(broker.quiet)  # no call tells that another one is waiting
+        if way == "nack":
+            client.nack(held, delay=broker.delay)
+        else:
+            (sent,) = publish(client, spec, delay=broker.delay)
+        broker.pass_time(broker.delay)
+        delivery = waiting.result(AT_ONCE)
+        assert delivery is not None
+        assert delivery.message.id == sent.id
+
     def test_a_part_of_a_second_is_a_delay_too(self, client: QueueBackend, spec: QueueSpec) -> None:
         begun = time.monotonic()
         publish(client, spec, delay=0.7)
@@ -124,13 +148,31 @@ class Delays(Topic):
         take(client, spec)
         assert takes_nothing(broker, client, sibling)
 
+    def test_the_longest_delay_is_taken(self, client: QueueBackend, spec: QueueSpec) -> None:
+        longest = client.features.longest_delay
+        publish(client, spec)
+        client.nack(take(client, spec), delay=longest)
+        publish(client, spec, delay=longest)
+        assert client.receive([spec.name], 0) is None
+        assert_counts(client, spec, delayed=2)
+
     def test_a_delayed_message_is_counted_as_delayed(
         self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
     ) -> None:
         publish(client, spec, make_message(), make_message(), delay=3600)
         assert_counts(client, spec, delayed=2)
 
-    @pytest.mark.parametrize(("count", "attempt"), [(True, 2), (False, 1)])
+    def test_what_is_due_is_counted_as_ready(
+        self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
+    ) -> None:
+        """Though nobody receives: whoever starts workers by what is ready would never start one."""
+        if not client.features.counts_delayed:
+            return
+        publish(client, spec, delay=broker.delay)
+        broker.pass_time(broker.delay)
+        assert_counts(client, spec, ready=1)
+
+    @pytest.mark.parametrize(("count", "attempt"), [(True, 3), (False, 2)])
     def test_a_delayed_nack_comes_back_when_it_is_due(
         self,
         broker: BrokerUnderTest,
@@ -141,6 +183,7 @@ class Delays(Topic):
         attempt: int,
     ) -> None:
         (sent,) = publish(client, spec, make_message(rank=Rank.LOW))
+        client.nack(take(client, spec))
         delivery = take(client, spec)
         client.nack(delivery, delay=broker.delay, count=count)
         assert delivery.settled

@@ -15,7 +15,7 @@ from synmanager.backends.base import Delivery, QueueBackend, QueueSpec
 from synmanager.errors import BrokerUnavailable, NotPublished
 from synmanager.message import Message
 from synmanager.testing.broker import BrokerUnderTest
-from synmanager.testing.steps import WAIT, make_message, publish, take
+from synmanager.testing.steps import WAIT, assert_counts, make_message, publish, reopen, take
 from synmanager.testing.topic import Declare, Topic
 
 __all__ = ["Interruptions"]
@@ -103,6 +103,14 @@ OPERATIONS: dict[str, Callable[[QueueBackend, Case, Delivery | None], None]] = {
 
 HOLDS = {"ack", "receive and ack", "nack", "nack later", "bury", "renew"}
 
+#: How a delivery is settled, and what is counted afterwards.
+OUTCOMES: dict[str, tuple[Callable[[QueueBackend, Delivery], object], dict[str, int]]] = {
+    "ack": (lambda client, held: client.ack(held), {}),
+    "nack": (lambda client, held: client.nack(held), {"ready": 1}),
+    "nack later": (lambda client, held: client.nack(held, delay=3600), {"delayed": 1}),
+    "bury": (lambda client, held: client.bury(held, "a reason"), {"dead": 1}),
+}
+
 
 class Interruptions(Topic):
     @pytest.mark.parametrize("operation", OPERATIONS)
@@ -127,6 +135,39 @@ class Interruptions(Topic):
         broker.pass_time(0.05)  # what was put back for later
         for case in cases:
             self.check(client, case)
+
+    @pytest.mark.parametrize("operation", OUTCOMES)
+    def test_a_settlement_whose_reply_was_lost_can_be_asked_for_again(
+        self, broker: BrokerUnderTest, client: QueueBackend, declare: Declare, operation: str
+    ) -> None:
+        """If it was carried out, it is, and not a second time; ``LeaseLost`` would be no truth."""
+        if broker.lacks("cut_round_trip"):
+            broker.miss("cut_round_trip")
+        if not client.features.timed_lease:
+            return  # what is held comes back with the end of its connection
+        settle, outcome = OUTCOMES[operation]
+        for number in count(1):
+            assert number <= MOST, f"{operation} needs more than {MOST} round trips"
+            spec = declare()
+            publish(client, spec)
+            worker = broker.connect(wired=True)
+            worker.declare(spec)
+            held = take(worker, spec)
+            is_cut = broker.cut_round_trip(worker, number, acted=True)
+            try:
+                settle(worker, held)
+            except BrokerUnavailable:
+                assert is_cut(), f"{operation}: unavailable, and was not cut"
+                reopen(worker, spec)
+                settle(worker, held)
+            else:
+                if not is_cut():
+                    break
+            assert held.settled
+            assert_counts(client, spec, **outcome)
+            if operation == "nack":
+                assert take(client, spec).attempt == 2
+            worker.close()
 
     def cut(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -272,6 +273,18 @@ class Lifecycle(Topic):
         again = take(client, spec)
         assert (again.message.id, again.attempt) == (sent.id, 2)
 
+    def test_what_a_caller_s_own_signal_handler_raises_passes_through(
+        self, client: QueueBackend, spec: QueueSpec
+    ) -> None:
+        """In a child, whose only thread takes the signals; a test's thread takes none."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # as above
+            child = os.fork()
+        if child == 0:
+            os._exit(_interrupt_in_child(client, spec))
+        result = in_thread(lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert result.result(3 * WAIT) == CHILD_WORKS
+
 
 CHILD_WORKS = 42
 
@@ -319,3 +332,38 @@ def _settle_in_child(client: QueueBackend, held: Delivery) -> int:
         return CHILD_WORKS if not held.settled else 41
     except BaseException:
         return 40
+
+
+class _Alarm(TimeoutError):
+    """It is an OSError, as many that a driver makes something of."""
+
+
+def _ring(number: int, frame: object) -> None:
+    raise _Alarm
+
+
+def _interrupt_in_child(client: QueueBackend, spec: QueueSpec) -> int:
+    """Have a wait ended by a signal's handler, and go on afterwards."""
+    try:
+        client.abandon()
+        try:
+            client.open()
+        except Unsupported:
+            return CHILD_WORKS
+        signal.signal(signal.SIGALRM, _ring)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            client.receive([spec.name], WAIT)
+            return 51
+        except _Alarm:
+            pass
+        except Exception:
+            return 52
+        reopen(client, spec)
+        (sent,) = publish(client, spec)
+        delivery = take(client, spec)
+        client.ack(delivery)
+        client.close()
+        return CHILD_WORKS if delivery.message.id == sent.id else 53
+    except BaseException:
+        return 50

@@ -64,8 +64,15 @@ class Publishing(Topic):
 
     @pytest.mark.parametrize(
         "body",
-        [bytes(range(256)), b" { } ", '{"é": "\\u00e9"}'.encode(), b"\r\n.\r\n\0", b""],
-        ids=["every byte", "blanks", "raw UTF-8", "control", "empty"],
+        [
+            bytes(range(256)),
+            b" { } ",
+            '{"é": "\\u00e9"}'.encode(),
+            b"\r\n.\r\n\0",
+            b"\n{}\n\n",
+            b"",
+        ],
+        ids=["every byte", "blanks", "raw UTF-8", "control", "lines", "empty"],
     )
     def test_the_body_is_kept_byte_for_byte(
         self, client: QueueBackend, spec: QueueSpec, body: bytes
@@ -115,6 +122,16 @@ class Publishing(Topic):
         assert send(*batch[:2]) == 0
         assert send(*batch) == (2 if counts else 0)
         assert send(batch[2], make_message(), batch[2]) == (2 if counts else 0)
+
+    def test_ids_that_differ_in_little_are_of_different_messages(
+        self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
+    ) -> None:
+        """An id has any characters, and 255 bytes at most."""
+        ids = ["an id", "An id", "an id ", "an/id", "an_id", "é", "e\u0301", "x" * 254 + "1"]
+        ids.append("x" * 254 + "2")
+        batch = [Message(b"{}", id=each) for each in ids]
+        assert client.publish(spec.exchange.name, spec.routing_key, batch) == 0
+        assert [delivery.message.id for delivery in drain(broker, client, spec)] == ids
 
     def test_what_is_held_is_there_and_what_has_ended_is_not(
         self, client: QueueBackend, other: QueueBackend, spec: QueueSpec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -78,6 +79,19 @@ class Removal(Topic):
         assert takes_nothing(broker, other, spec)
         (sent,) = publish(other, spec, make_message("next"))
         assert take(other, spec).message.id == sent.id
+
+    def test_a_removed_queue_hears_no_key_of_before_when_it_is_declared_again(
+        self, client: QueueBackend, other: QueueBackend, spec: QueueSpec
+    ) -> None:
+        if self.refuses_to_remove(client, spec):
+            return
+        client.undeclare(spec)
+        moved = replace(spec, routing_key=f"{spec.routing_key}-new")
+        other.declare(moved)
+        with pytest.raises(Unroutable):
+            publish(other, spec)
+        (sent,) = publish(other, moved)
+        assert take(client, moved).message.id == sent.id
 
     def test_who_held_some_of_a_removed_queue_settles_nothing_of_its_successor(
         self, client: QueueBackend, other: QueueBackend, spec: QueueSpec

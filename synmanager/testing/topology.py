@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,15 @@ class Topology(Topic):
         client.declare(exchange, QueueSpec(spec.name, exchange, spec.routing_key, durable=False))
         publish(client, spec)
         assert take(client, spec)
+
+    def test_a_queue_that_is_declared_with_another_key_hears_both(
+        self, broker: BrokerUnderTest, client: QueueBackend, other: QueueBackend, spec: QueueSpec
+    ) -> None:
+        moved = replace(spec, routing_key=f"{spec.routing_key}-new")
+        other.declare(moved)
+        sent = [publish(client, each)[0] for each in (spec, moved)]
+        found = [delivery.message.id for delivery in drain(broker, client, spec)]
+        assert found == [message.id for message in sent]
 
     def test_an_exchange_may_come_before_its_queues(
         self, broker: BrokerUnderTest, client: QueueBackend
@@ -139,11 +149,18 @@ class Topology(Topic):
 
     @pytest.mark.parametrize("mistake", ["publish", "receive", "count", "redrive"])
     def test_after_a_mistake_a_declaration_looks_at_the_broker(
-        self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec, mistake: str
+        self,
+        broker: BrokerUnderTest,
+        client: QueueBackend,
+        other: QueueBackend,
+        spec: QueueSpec,
+        mistake: str,
     ) -> None:
-        """What was there when it was declared first may be gone, where ``discard`` can do that."""
+        """What was there when it was declared first may be gone: another has removed it."""
         publish(client, spec)
         client.bury(take(client, spec), "a reason")
+        if other.features.undeclares:
+            other.undeclare(spec)
         broker.discard(spec)
         with suppress(TopologyError):  # of which some may not be one here
             match mistake:
@@ -166,6 +183,26 @@ class Topology(Topic):
         client.bury(take(client, spec), "another reason")
         if client.features.shows_dead_letters:
             assert client.dead_letters(spec.name, 10)[-1].reason == "another reason"
+
+    def test_names_that_differ_in_little_are_of_different_queues(
+        self, broker: BrokerUnderTest, client: QueueBackend, other: QueueBackend
+    ) -> None:
+        """A queue's name has any characters, and 245 bytes everywhere; a key has 255."""
+        exchange = make_spec().exchange
+        name = make_spec().name
+        long = name.ljust(244, "x")
+        names = [name, name.upper(), f"{name}/", f"{name}_", f"{name}.", f"{name} ", f"{name}é"]
+        names += [f"{name}e\u0301", f"{long}1", f"{long}2"]
+        specs = [QueueSpec(each, exchange, f"{each}-key"[-255:]) for each in names]
+        client.declare(*specs)
+        sent = [publish(client, spec)[0] for spec in specs]
+        for spec, message in zip(reversed(specs), reversed(sent), strict=True):
+            delivery = take(other, spec)
+            assert delivery.message.id == message.id, "it was another queue's"
+            assert delivery.queue == spec.name
+            other.ack(delivery)
+        assert takes_nothing(broker, other, *specs)
+        broker.discard(*specs, exchange)
 
     def test_unroutable_is_an_error_of_topology(self) -> None:
         assert issubclass(Unroutable, TopologyError)

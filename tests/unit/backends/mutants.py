@@ -168,6 +168,33 @@ class NackIgnoresTheDelay(MemoryBackend):
         super().nack(delivery, count=count)
 
 
+@plant("every_counted_nack")
+class AttemptsHaveOneDigit(MemoryBackend):
+    def _lease(self, queue: Any, entries: Any) -> Delivery:
+        delivery = super()._lease(queue, entries)
+        delivery.attempt = min(delivery.attempt, 9)
+        return delivery
+
+
+@plant("nack_comes_back")
+class NackLaterUncountedBeginsAnew(MemoryBackend):
+    def nack(self, delivery: Delivery, *, delay: float = 0.0, count: bool = True) -> None:
+        if delay and not count:
+            entry, _ = delivery.receipt
+            entry.deliveries = 0
+            delivery.receipt = entry, 1
+        super().nack(delivery, delay=delay, count=count)
+
+
+@plant("longest_delay_is_taken")
+class OverflowsOnLongDelays(MemoryBackend):
+    def publish(
+        self, exchange: str, routing_key: str, messages: Sequence[Message], *, delay: float = 0.0
+    ) -> int:
+        assert delay < 2**31
+        return super().publish(exchange, routing_key, messages, delay=delay)
+
+
 @plant("part_of_a_second")
 class DelaysByWholeSeconds(MemoryBackend):
     def publish(
@@ -234,6 +261,12 @@ class NackInTwoSteps(SQLiteBackend):
 class CrashesAreNotCounted(MemoryBroker):
     def give_back(self, queue: _Queue, entry: _Entry, *, count: bool = False) -> None:
         super().give_back(queue, entry, count=count)
+
+
+@plant("added_up")
+class CrashesAreCountedInOneDigit(MemoryBroker):
+    def give_back(self, queue: _Queue, entry: _Entry, *, count: bool | None = None) -> None:
+        super().give_back(queue, entry, count=entry.deliveries < 9 if count is None else count)
 
 
 @plant("lease_ends_by_time")
@@ -404,6 +437,40 @@ class KnowsOnlyAscii(MemoryBackend):
 
 
 @plant("body_is_kept")
+class ReadsTheBodyAsALine(MemoryBackend):
+    def publish(
+        self, exchange: str, routing_key: str, messages: Sequence[Message], *, delay: float = 0.0
+    ) -> int:
+        lines = [replace(message, body=message.body.rstrip(b"\n")) for message in messages]
+        return super().publish(exchange, routing_key, lines, delay=delay)
+
+
+class _KnowsIdsByLess(MemoryBackend):
+    def less(self, message_id: str) -> str:
+        raise NotImplementedError
+
+    def publish(
+        self, exchange: str, routing_key: str, messages: Sequence[Message], *, delay: float = 0.0
+    ) -> int:
+        first: dict[str, Message] = {}
+        for message in messages:
+            first.setdefault(self.less(message.id), message)
+        return super().publish(exchange, routing_key, [*first.values()], delay=delay)
+
+
+@plant("ids_that_differ")
+class KnowsIdsInLowerCase(_KnowsIdsByLess):
+    def less(self, message_id: str) -> str:
+        return message_id.lower()
+
+
+@plant("ids_that_differ")
+class KnowsIdsByTheirBeginning(_KnowsIdsByLess):
+    def less(self, message_id: str) -> str:
+        return message_id[:128]
+
+
+@plant("body_is_kept")
 class DropsWhatIsEmpty(MemoryBackend):
     def publish(
         self, exchange: str, routing_key: str, messages: Sequence[Message], *, delay: float = 0.0
@@ -471,6 +538,20 @@ class SaysQueuedWhereTheReplyIsLost(SQLiteBackend):
             return super().publish(exchange, routing_key, messages, delay=delay)
         except BrokerUnavailable:
             return 0
+
+
+@plant("reply_was_lost_can_be", SQLiteUnderTest)
+class KnowsNoReceiptOfBefore(SQLiteBackend):
+    """After a lost connection it says that the job is another's, which it is not."""
+
+    def ack(self, delivery: Delivery) -> None:
+        if getattr(delivery, "failed", False):
+            raise LeaseLost("it was taken on another connection")
+        try:
+            super().ack(delivery)
+        except BrokerUnavailable:
+            delivery.failed = True  # type: ignore[attr-defined]
+            raise
 
 
 @plant("wherever_it_is_cut and ack", SQLiteUnderTest)
@@ -577,6 +658,24 @@ class LooksAllTheTime(MemoryBackend):
         while found is None and time.monotonic() < end:
             time.sleep(0.0002)
             found = super().receive(queues, 0)
+        return found
+
+
+@plant("begins_during_a_wait")
+class LearnsOfNoDelayWhileItWaits(MemoryBackend):
+    """It hears of what is ready, and has slept until what was delayed when it began to wait."""
+
+    def receive(
+        self, queues: Sequence[str], wait: float, done: Delivery | None = None
+    ) -> Delivery | None:
+        found = super().receive(queues, 0, done)
+        if any(self._broker.queue(name).delayed for name in queues):
+            return super().receive(queues, wait)
+        end = time.monotonic() + wait
+        while found is None and time.monotonic() < end:
+            time.sleep(0.005)
+            if any(any(self._broker.queue(name).ready.values()) for name in queues):
+                found = super().receive(queues, 0)
         return found
 
 
@@ -692,6 +791,21 @@ class RedriveGoesOnCounting(MemoryBackend):
         return moved
 
 
+@plant("none_is_doubled")
+class RedriveLooksOnlyBefore(MemoryBackend):
+    """Of two letters of one id, the second takes the place of the first."""
+
+    def redrive(self, queue: str, limit: int) -> int:
+        with self._broker.changed:
+            found = self._broker.queue(queue)
+            letters = [each for each in found.dead[:limit] if not found.holds(each.message.id)]
+            for letter in letters:
+                found.put(_Entry(letter.message))
+                found.dead.remove(letter)
+            self._broker.changed.notify_all()
+        return len(letters)
+
+
 @plant("redrive_puts_back_the_oldest")
 class RedriveTakesTheNewest(MemoryBackend):
     def redrive(self, queue: str, limit: int) -> int:
@@ -718,6 +832,15 @@ class CountsWhatIsLeasedAsReady(MemoryBackend):
     def count(self, queue: str) -> Counts:
         counts = super().count(queue)
         return replace(counts, ready=counts.ready + (counts.leased or 0))
+
+
+@plant("due_is_counted_as_ready")
+class CountsWhatIsDueAsDelayed(MemoryBackend):
+    def count(self, queue: str) -> Counts:
+        with self._broker.changed:
+            found = self._broker.queue(queue)
+            ready = sum(map(len, found.ready.values()))
+            return Counts(ready, len(found.leased), len(found.delayed), len(found.dead))
 
 
 @plant("purge_leaves")
@@ -823,6 +946,16 @@ class UndeclareEmptiesTheExchange(MemoryBackend):
                     self._broker.queues.pop(name, None)
 
 
+@plant("no_key_of_before")
+class UndeclareKeepsTheBinding(MemoryBackend):
+    """A binding without its queue routes nothing, until there is one of its name again."""
+
+    def undeclare(self, spec: QueueSpec) -> None:
+        bindings = {place: [*names] for place, names in self._broker.bindings.items()}
+        super().undeclare(spec)
+        self._broker.bindings.update(bindings)
+
+
 @plant("may_not_have_been_there")
 class UndeclareNeedsAQueue(MemoryBackend):
     def undeclare(self, spec: QueueSpec) -> None:
@@ -860,6 +993,63 @@ class MakesMissingQueues(MemoryBackend):
         return super().receive(queues, wait, done)
 
 
+class _KnowsQueuesByLess(MemoryBackend):
+    def less(self, name: str) -> str:
+        raise NotImplementedError
+
+    def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
+        super().declare(
+            *(
+                replace(spec, name=self.less(spec.name)) if isinstance(spec, QueueSpec) else spec
+                for spec in specs
+            )
+        )
+
+    def receive(
+        self, queues: Sequence[str], wait: float, done: Delivery | None = None
+    ) -> Delivery | None:
+        found = super().receive([self.less(name) for name in queues], wait, done)
+        if found is not None:
+            found.queue = next(name for name in queues if self.less(name) == found.queue)
+        return found
+
+
+@plant("names_that_differ")
+class KnowsQueuesInLowerCase(_KnowsQueuesByLess):
+    def less(self, name: str) -> str:
+        return name.lower()
+
+
+@plant("names_that_differ")
+class KnowsQueuesByTheirBeginning(_KnowsQueuesByLess):
+    def less(self, name: str) -> str:
+        return name[:64]
+
+
+@plant("names_that_differ")
+class KnowsQueuesAsFiles(_KnowsQueuesByLess):
+    def less(self, name: str) -> str:
+        return name.replace("/", "_")
+
+
+@plant("after_a_mistake")
+class DeclaresOnlyOnce(MemoryBackend):
+    def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
+        known = self.__dict__.setdefault("known", set())
+        super().declare(*(spec for spec in specs if spec not in known))
+        known.update(specs)
+
+
+@plant("another_key_hears_both")
+class DeclareMovesTheBinding(MemoryBackend):
+    def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
+        for spec in specs:
+            for names in self._broker.bindings.values():
+                if isinstance(spec, QueueSpec) and spec.name in names:
+                    names.remove(spec.name)
+        super().declare(*specs)
+
+
 @plant("exchange_of_another_type")
 class TakesAnyExchange(MemoryBackend):
     def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
@@ -887,6 +1077,17 @@ class OpenStartsAnew(MemoryBackend):
     def open(self) -> None:
         self.close()
         super().open()
+
+
+@plant("own_signal_handler", SQLiteUnderTest)
+class TakesTheCallersErrorsForTheBrokers(SQLiteBackend):
+    def receive(
+        self, queues: Sequence[str], wait: float, done: Delivery | None = None
+    ) -> Delivery | None:
+        try:
+            return super().receive(queues, wait, done)
+        except OSError as error:
+            raise BrokerUnavailable(str(error)) from None
 
 
 @plant("close_ends_a_waiting_receive")
