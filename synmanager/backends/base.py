@@ -155,9 +155,10 @@ class Features:
         ranks_foreign: a message of another program, which has no rank, counts as a normal one
             and not as the lowest.
         ranks_fanout: messages of a fanout exchange are ranked as well; else they come in any order.
-        longest_delay: seconds; who asks for more gets this much.
-        requeues_at_head: a ``nack`` without a delay puts a message before the others of its rank;
-            else it may come anywhere among them.
+        longest_delay: seconds; nobody asks a driver for more, as whoever asks for more above it
+            gets this much.
+        requeues_at_head: a ``nack`` without a delay puts a message before those of its rank that
+            nobody has had yet, in any order with others put back; else anywhere among them.
         atomic_batches: a batch of ``publish`` is accepted as a whole or not at all; else those
             that an error does not name have been accepted.
         keeps_held: what is held comes back when its holder dies; where it does not, the backend
@@ -366,8 +367,8 @@ class QueueBackend(ABC):
     def declare(self, *specs: ExchangeSpec | QueueSpec) -> None:
         """Make sure that these exchanges and queues exist, and bind each queue.
 
-        What exists is taken as it is and never declared again with other arguments. Idempotent,
-        and cheap when repeated.
+        What exists is taken as it is and never declared again with other arguments; a binding
+        that is new is added to those that there are. Idempotent, and cheap when repeated.
 
         Raises:
             TopologyError: something else has the name, such as an exchange of another type.
@@ -498,7 +499,7 @@ class QueueBackend(ABC):
 
     @abstractmethod
     def renew(self, delivery: Delivery) -> None:
-        """Keep the delivery for another ``Address.lease`` seconds.
+        """Keep the delivery for another ``Address.lease`` seconds; a no-op if it is settled.
 
         Where a lease ends with the connection, only look whether it still holds; no I/O.
 
@@ -508,7 +509,7 @@ class QueueBackend(ABC):
 
     @abstractmethod
     def count(self, queue: str) -> Counts:
-        """Count a queue's messages.
+        """Count a queue's messages; what is due is ready, also where nobody receives.
 
         Raises:
             TopologyError: the queue does not exist.
