@@ -45,14 +45,14 @@ class _Reachable(redis.connection.AbstractConnection):
     def can_read(self, timeout: float = 0) -> bool:
         # redis-py takes a handler's TimeoutError for its socket's, which is to say: nothing yet.
         # So only what need not be waited for is left to it.
-        if super().can_read(0):
-            return True
-        if timeout > 0 and self._sock is not None:
-            readable = select.poll()
-            readable.register(self._sock, select.POLLIN)
-            readable.poll(timeout * 1000)
-            return bool(super().can_read(0))
-        return False
+        if timeout > 0 and not super().can_read(0):
+            sock = self._sock
+            number = -1 if sock is None else sock.fileno()
+            if number >= 0:  # else another thread has closed it
+                readable = select.poll()
+                readable.register(number, select.POLLIN)
+                readable.poll(timeout * 1000)
+        return bool(super().can_read(0))
 
     def _dial(self, sock: socket.socket, address: Any) -> socket.socket:
         self.dialling = sock
