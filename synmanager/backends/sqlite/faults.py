@@ -52,7 +52,7 @@ def damaged(path: Path, what: str) -> TopologyError:
     return TopologyError(
         f"{path} is damaged ({what}); nothing more is read from it or written to it. Stop "
         f"everything that uses it, keep a copy of it with its -wal file, and save what can be "
-        f"saved with: sqlite3 {path} .recover"
+        f"saved into a new file: docs/backends.md says how ('A damaged file')"
     )
 
 
