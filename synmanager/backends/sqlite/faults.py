@@ -10,6 +10,7 @@ import os
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from synmanager.errors import (
     AccessRefused,
@@ -25,6 +26,7 @@ _BUSY = ("is locked", "locking protocol")
 _DAMAGED = ("malformed", "file is encrypted", "no such table", "no such column", "no such index")
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NEVER = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = ("readonly", "authorization denied", "access permission denied")
 
 #: Bytes of a path that SQLite takes, as it mostly is: 512 with what it calls its other files.
@@ -32,6 +34,9 @@ _LONGEST = 500
 
 #: Looks at what comes and goes, each of which may be wrong about it.
 _LOOKS = 3
+
+#: Bytes that a transaction may well need.
+_ROOM = 64 * 1024
 
 
 class Full(BrokerUnavailable):
@@ -78,10 +83,35 @@ def translate(error: Exception, path: Path) -> SynmanagerError:
         return _cannot_open(path)
     if "is full" in text:
         return Full(f"{path}: the disk is full; what is in the file stays as it was")
+    if "disk I/O error" in text and _is_limited(path, error):
+        return Full(
+            f"{path}: no more may be written, by a quota or a limit (ulimit -f) of this user's, as "
+            "if the disk is full; what is in the file stays as it was"
+        )
     if isinstance(error, sqlite3.Error) and is_busy(error):
         return Locked(f"{path} is locked by another process: {text}")
     name = getattr(error, "sqlite_errorname", "")
     return BrokerUnavailable(f"{path}: {text}{f' ({name})' if name else ''}")
+
+
+def _is_limited(path: Path, error: Exception) -> bool:
+    """Whether nothing more can be written here; SQLite says so of a full disk alone.
+
+    What it could not write it has not committed: the mark of that is what it writes last.
+    """
+    if getattr(error, "sqlite_errorname", "SQLITE_IOERR_WRITE") != "SQLITE_IOERR_WRITE":
+        return False
+    ends = [0]
+    for file in (path, path.with_name(f"{path.name}-wal")):
+        with suppress(OSError):
+            ends.append(file.stat().st_size)
+    try:
+        with TemporaryFile(dir=path.parent) as trial:
+            os.pwrite(trial.fileno(), bytes(_ROOM), max(ends))
+            os.fsync(trial.fileno())
+    except OSError as refusal:
+        return refusal.errno in _NO_ROOM
+    return False
 
 
 def _cannot_open(path: Path) -> SynmanagerError:

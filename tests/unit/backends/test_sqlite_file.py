@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import shutil
 import sqlite3
 import threading
@@ -28,7 +29,6 @@ from synmanager.errors import (
     ConfigurationError,
     PublishInterrupted,
     PublishRefused,
-    SynmanagerError,
     TopologyError,
 )
 
@@ -447,6 +447,28 @@ class TestFull:
         client.open()
         assert [take(client).message.id for _ in before] == [message.id for message in before]
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads
+    def test_a_limit_of_the_user_s_is_as_good_as_a_full_disk(self, jobs: Jobs) -> None:
+        """As a quota is, of which SQLite says no more than that there was an error."""
+
+        def work() -> str:
+            client = jobs.open(timeout=5)
+            limit = jobs.path.stat().st_size + 400_000
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            sent = 0
+            try:
+                while sent < 100:
+                    publish(client, b"x" * 50_000)
+                    sent += 1
+            except PublishRefused as error:
+                client.open()
+                client.ack(take(client))
+                assert client.count(SPEC.name).ready == sent - 1
+                return str(error)
+            return f"{sent} sent"
+
+        assert "ulimit" in in_child(work)
+
     def test_a_batch_says_what_was_not_accepted(self, jobs: Jobs) -> None:
         client = jobs.open()
         self.fill(client)
@@ -461,29 +483,36 @@ class TestFull:
         assert client.count(SPEC.name).ready == 2
 
 
+def in_child(work: Callable[[], str]) -> str:
+    """What a fork returns that does this, or the type and text of what it raises."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = work()
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as pipe:
+        return pipe.read()
+
+
 class TestPermissions:
     def refused(self, jobs: Jobs) -> str:
         """What a user without rights is told who opens it and submits."""
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                if os.geteuid() == 0:
-                    os.setuid(65534)
-                client = SQLiteBackend(Address("sqlite", path=str(jobs.path)))
-                client.open()
-                publish(client)
-                answer = "done"
-            except SynmanagerError as error:
-                answer = f"{type(error).__name__}: {error}"
-            except BaseException as error:
-                answer = repr(error)
-            os.write(writer, answer.encode())
-            os._exit(0)
-        os.close(writer)
-        os.waitpid(child, 0)
-        with os.fdopen(reader) as pipe:
-            return pipe.read()
+
+        def work() -> str:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            client = SQLiteBackend(Address("sqlite", path=str(jobs.path)))
+            client.open()
+            publish(client)
+            return "done"
+
+        return in_child(work)
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks beside threads
     @pytest.mark.parametrize("what", ["file", "directory", "new file"])
