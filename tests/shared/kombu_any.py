@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from kombu_brokers import KombuUnderTest, Parts
+from kombu_brokers import KombuUnderTest, Parts, WholeContract
 
-from synmanager.testing import BackendContract
 from synmanager.testing.topology import Topology
 
 # kombu 5.7's own, with SQLAlchemy 2.1.
@@ -21,7 +20,7 @@ class Few(Parts, Topology):
     """What can be waited for where a question takes tens of milliseconds."""
 
 
-class TestAny(Few if "+sqs:" in URL else BackendContract):  # type: ignore[misc]
+class TestAny(Few if "+sqs:" in URL else WholeContract):  # type: ignore[misc]
     @pytest.fixture
     def broker(self) -> KombuUnderTest:
         return KombuUnderTest(URL)

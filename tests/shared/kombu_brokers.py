@@ -8,24 +8,38 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from synmanager.backends import QueueBackend
+from synmanager.backends import QueueBackend, QueueSpec
 from synmanager.backends.kombu import KombuBackend
 from synmanager.settings import parse_url
 from synmanager.testing import BackendContract, BrokerUnderTest
 from synmanager.testing.dead_letters import DeadLetters
 from synmanager.testing.leases import Leases
 from synmanager.testing.settling import Settling
+from synmanager.testing.steps import assert_counts, publish, take
 
-__all__ = ["Contract", "KombuUnderTest", "Parts"]
+__all__ = ["Contract", "KombuUnderTest", "Parts", "WholeContract"]
 
 
 class Parts(Leases, Settling, DeadLetters):
     """What a transport can get wrong; the rest of the contract is mostly the backend's."""
 
 
+class WholeContract(BackendContract):
+    """The contract, but for what docs/kombu.md says of delays."""
+
+    def test_what_is_due_is_counted_as_ready(
+        self, broker: BrokerUnderTest, client: QueueBackend, spec: QueueSpec
+    ) -> None:
+        """Once a consumer has looked, who moves it on where the broker does not."""
+        publish(client, spec, delay=broker.delay)
+        broker.pass_time(broker.delay)
+        client.nack(take(client, spec), count=False)
+        assert_counts(client, spec, ready=1)
+
+
 # The long form, or the short one.
 if TYPE_CHECKING or os.environ.get("SYNMANAGER_TEST_FORM") == "long":
-    Contract = BackendContract
+    Contract = WholeContract
 else:
     Contract = Parts
 
