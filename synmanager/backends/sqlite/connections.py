@@ -148,7 +148,7 @@ class Connections:
             connection = _Connection(self._path)
             self._lock(connection, deadline)
             file.make(self._path)
-            self._connect(connection, deadline)
+            self._unless_busy(connection.connect, deadline)
             self._unless_busy(partial(file.examine, connection.db, self._path), deadline)
             file.make_bells(self._path)
             self._file = file.identity(self._path)
@@ -263,7 +263,7 @@ class Connections:
         except IndexError:
             connection = _Connection(self._path)
             try:
-                self._connect(connection, deadline, last=last)
+                self._unless_busy(connection.connect, deadline, last=last)
             except BaseException:
                 connection.close()
                 raise
@@ -299,9 +299,6 @@ class Connections:
         if me is not None:
             _writing.pop(me, None)
         return False
-
-    def _connect(self, connection: _Connection, deadline: float, *, last: bool = False) -> None:
-        self._unless_busy(connection.connect, deadline, last=last)
 
     def _unless_busy(self, step: Callable[[], T], deadline: float, *, last: bool = False) -> T:
         """Do a step again where another client was in its way.
